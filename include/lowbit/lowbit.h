@@ -1,0 +1,201 @@
+// lowbit: low-precision GEMM kernels. The one public C header: no torch, no C++, no global state but
+// the CPU level chosen at start. Everything else in csrc/ is private.
+//
+// The life of a weight:   canonical form --lowbit_pack--> packed bytes --lowbit_gemm--> y = x W^T + bias
+//
+// Every function returns a status and throws, prints and aborts nothing; lowbit_last_error() then holds one
+// sentence with the offending numbers (per thread). Matrices are row-major. Pointers need no alignment
+// unless stated; 64-byte aligned packed weights are faster.
+#ifndef LOWBIT_LOWBIT_H
+#define LOWBIT_LOWBIT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(LOWBIT_BUILD)
+#define LOWBIT_API __attribute__((visibility("default")))
+#else
+#define LOWBIT_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum lowbit_status {
+  LOWBIT_OK = 0,
+  LOWBIT_INVALID_VALUE = 1,  // a size, code, scale or header that cannot be: see lowbit_last_error()
+  LOWBIT_INVALID_TYPE = 2,   // a dtype that this operation does not take
+  LOWBIT_UNSUPPORTED = 3,    // no kernel runs this problem here
+  LOWBIT_OUT_OF_MEMORY = 4,
+} lowbit_status;
+
+typedef enum lowbit_dtype {
+  LOWBIT_F32 = 0,
+  LOWBIT_F16 = 1,
+  LOWBIT_BF16 = 2,
+  LOWBIT_I8 = 3,
+  LOWBIT_E8M0 = 4,  // OCP MX scale: 2^(byte - 127), 255 is NaN
+  LOWBIT_E4M3 = 5,  // OCP FP8, finite only ("fn"): 448 is the largest, 0x7f and 0xff are NaN
+} lowbit_dtype;
+
+LOWBIT_API const char* lowbit_last_error(void);
+LOWBIT_API const char* lowbit_version(void);
+
+// ---- formats -----------------------------------------------------------------------------------------------
+
+// A format is an index into the table of csrc/formats/formats.inc.
+typedef int32_t lowbit_format;
+
+typedef struct lowbit_format_info {
+  const char* name;         // "int4", "mxfp4", ... as published
+  int32_t bits;             // per code: 4 or 8
+  int32_t block_n, block_k; // weights that share a scale; 0: the caller's choice
+  int32_t scale_dtype;      // a lowbit_dtype, or -1: the caller's choice of F32, F16, BF16
+  int32_t has_zero_point;   // zero points are allowed
+  int32_t has_global_scale; // one more fp32 factor for the whole tensor
+  const float* values;      // [2^bits] value of every code
+} lowbit_format_info;
+
+LOWBIT_API int32_t lowbit_num_formats(void);
+LOWBIT_API lowbit_status lowbit_format_get(lowbit_format format, lowbit_format_info* info);
+LOWBIT_API lowbit_status lowbit_format_find(const char* name, lowbit_format* format);
+
+// ---- threads -----------------------------------------------------------------------------------------------
+
+// The caller's thread pool. run() calls body(arg, begin, end) on disjoint ranges that cover [0, count), on up to
+// num_threads threads, and returns when all are done. A NULL lowbit_parallel or run: the calling thread alone.
+typedef struct lowbit_parallel {
+  void (*run)(void* context, int64_t count, void (*body)(void* arg, int64_t begin, int64_t end), void* arg);
+  void* context;
+  int32_t num_threads;
+} lowbit_parallel;
+
+// ---- weights -----------------------------------------------------------------------------------------------
+
+// The canonical form, as checkpoints hold it. W[i][j] = (value(code) - zero_point) * scale * global_scale.
+typedef struct lowbit_weight {
+  lowbit_format format;
+  int64_t n, k;                 // W is n x k: n outputs, k inputs
+  int64_t group_n, group_k;     // one scale for each group_n x group_k rectangle; the last ones may be short
+  const void* codes;            // [n][ceil(k * bits / 8)] bytes, element 0 in the low bits.
+                                //   int4: two's complement + 8, as compressed-tensors; int8: two's complement
+  const void* scales;           // [ceil(n / group_n)][ceil(k / group_k)] of scale_dtype
+  lowbit_dtype scale_dtype;
+  const int8_t* zero_points;    // same shape as scales, in the units of value(); NULL: none
+  float global_scale;           // 1 where the format has none
+} lowbit_weight;
+
+// The bytes that lowbit_pack writes, from the description alone (pointers are not read).
+LOWBIT_API lowbit_status lowbit_packed_bytes(const lowbit_weight* weight, size_t* bytes);
+// Checks every scale, zero point and code, then writes header and panels. `packed` is untouched on an error.
+LOWBIT_API lowbit_status lowbit_pack(const lowbit_weight* weight, void* packed, size_t bytes,
+                                     const lowbit_parallel* parallel);
+// Reads the header of packed bytes and checks it. Pointers in *weight become NULL (zero_points: non-NULL if there
+// are any); every other member is filled in.
+LOWBIT_API lowbit_status lowbit_packed_describe(const void* packed, size_t bytes, lowbit_weight* weight);
+// The exact inverse of lowbit_pack. zero_points may be NULL when the weight has none.
+LOWBIT_API lowbit_status lowbit_unpack(const void* packed, size_t bytes, void* codes, void* scales,
+                                       int8_t* zero_points, const lowbit_parallel* parallel);
+// out[n][k] = W in F32, F16 or BF16 (computed in fp32, rounded once).
+LOWBIT_API lowbit_status lowbit_dequantize_packed(const void* packed, size_t bytes, void* out, lowbit_dtype dtype,
+                                                  const lowbit_parallel* parallel);
+LOWBIT_API lowbit_status lowbit_dequantize(const lowbit_weight* weight, void* out, lowbit_dtype dtype,
+                                           const lowbit_parallel* parallel);
+
+// codes[i][j] = the code whose value is nearest to w / divisor + zero_point, ties to the even code, saturating.
+// The quotient is rounded to the wider of the two dtypes first, as torch would. zero_points may be NULL.
+typedef struct lowbit_encode_args {
+  lowbit_format format;
+  int64_t n, k, group_n, group_k;
+  const void* w;                // [n][k]
+  lowbit_dtype w_dtype;         // F32, F16, BF16
+  const void* divisor;          // [ceil(n / group_n)][ceil(k / group_k)]
+  lowbit_dtype divisor_dtype;   // F32, F16, BF16
+  const int8_t* zero_points;
+  void* codes;                  // [n][ceil(k * bits / 8)]
+} lowbit_encode_args;
+LOWBIT_API lowbit_status lowbit_encode(const lowbit_encode_args* args, const lowbit_parallel* parallel);
+
+// ---- multiplication ----------------------------------------------------------------------------------------
+
+typedef enum lowbit_family {
+  LOWBIT_WEIGHT_ONLY = 0,  // y = x W^T + bias in floating point, W decoded on the way
+  LOWBIT_INTEGER = 1,      // x quantized to int8, exact int32 sums, scales after; int4 and int8 weights
+} lowbit_family;
+
+typedef enum lowbit_activation {
+  LOWBIT_DYNAMIC_SYMMETRIC = 0,   // per row: scale = max|x| / 127
+  LOWBIT_DYNAMIC_ASYMMETRIC = 1,  // per row: scale = (max - min) / 255 over a range that includes 0
+  LOWBIT_STATIC = 2,              // x_scale (and x_zero_point) given; x may be I8 already
+} lowbit_activation;
+
+typedef struct lowbit_gemm_args {
+  lowbit_family family;
+  int64_t m;
+  const void* x;               // [m][k]
+  lowbit_dtype x_dtype;        // F32, F16, BF16; I8 with LOWBIT_STATIC
+  int64_t x_stride;            // elements between rows
+  const void* packed;
+  size_t packed_bytes;
+  const void* bias;            // [n] or NULL
+  lowbit_dtype bias_dtype;     // F32, F16, BF16
+  void* y;                     // [m][n]
+  lowbit_dtype y_dtype;        // F32, F16, BF16
+  int64_t y_stride;
+  lowbit_activation activation;    // LOWBIT_INTEGER only
+  const float* x_scale;            // LOWBIT_STATIC: [num_x_scales], x = (q - zero_point) * x_scale
+  const int32_t* x_zero_point;     // [num_x_scales] in [-128, 127], or NULL: 0
+  int64_t num_x_scales;            // 1 or m
+  const lowbit_parallel* parallel;
+} lowbit_gemm_args;
+
+LOWBIT_API lowbit_status lowbit_gemm(const lowbit_gemm_args* args);
+
+// Quantizes rows as LOWBIT_INTEGER does: q[m][k], scale[m], zero_point[m].
+LOWBIT_API lowbit_status lowbit_quantize_rows(const void* x, lowbit_dtype dtype, int64_t m, int64_t k, int64_t stride,
+                                              lowbit_activation activation, int8_t* q, float* scale,
+                                              int32_t* zero_point, const lowbit_parallel* parallel);
+
+// ---- what is here ------------------------------------------------------------------------------------------
+
+typedef struct lowbit_problem {
+  lowbit_family family;
+  lowbit_format format;
+  int64_t m, n, k, group_k;
+  lowbit_dtype x_dtype;
+} lowbit_problem;
+
+typedef struct lowbit_kernel_info {
+  const char* name;            // family_compute_recipe_isa_tile
+  const char* isa;             // the level it belongs to
+  lowbit_family family;
+  int32_t mr, nr, kr;          // tile: rows of x, rows of W, depth of one step
+  int32_t batch_invariant;     // row i of y does not depend on m or on the other rows
+  int32_t runnable;            // this machine and the current level can run it
+} lowbit_kernel_info;
+
+LOWBIT_API int32_t lowbit_num_kernels(void);
+LOWBIT_API lowbit_status lowbit_kernel_get(int32_t index, lowbit_kernel_info* info);
+// Visits every kernel of the family, best first: chosen != 0 for the one that runs, else the reason why not.
+LOWBIT_API lowbit_status lowbit_explain(const lowbit_problem* problem,
+                                        void (*visit)(void* context, int32_t kernel, int32_t chosen, const char* reason),
+                                        void* context);
+
+// CPU levels, worst first: "scalar", "avx2", ... Each runs the kernels of all before it, too.
+LOWBIT_API int32_t lowbit_num_cpu_isas(void);
+LOWBIT_API const char* lowbit_cpu_isa_name(int32_t isa);
+LOWBIT_API int32_t lowbit_cpu_isa_supported(int32_t isa);  // by this machine
+LOWBIT_API int32_t lowbit_cpu_isa(void);                   // in use: the best supported, capped by LOWBIT_CPU_ISA
+LOWBIT_API lowbit_status lowbit_set_cpu_isa(int32_t isa);  // for tests and bug reports; not while kernels run
+LOWBIT_API const char* lowbit_cpu_features(void);          // "avx2 fma f16c ..." as detected
+
+// The machine's limits, measured: "read_bandwidth" in bytes/s; "f32", "bf16", "int8" in operations/s at the current
+// CPU level (a multiply-add counts two). Takes about `seconds`.
+LOWBIT_API lowbit_status lowbit_probe(const char* what, double seconds, const lowbit_parallel* parallel,
+                                      double* result);
+
+#ifdef __cplusplus
+}
+#endif
+#endif  // LOWBIT_LOWBIT_H
