@@ -1,0 +1,199 @@
+#include "dispatch/cpu.h"
+
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace lowbit {
+
+#define LOWBIT_CPU_ISA(isa, features)     \
+  namespace cpu::isa {                    \
+  extern const kernel_row kernels[];      \
+  extern const int num_kernels;           \
+  }
+#include "dispatch/cpu_isas.inc"
+#undef LOWBIT_CPU_ISA
+
+namespace {
+
+// ---- features ----
+
+struct feature {
+  const char* name;
+  bool present;
+};
+
+#if defined(__x86_64__)
+
+struct cpuid_leaf {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  cpuid_leaf(unsigned leaf, unsigned subleaf) { __get_cpuid_count(leaf, subleaf, &a, &b, &c, &d); }
+};
+
+uint64_t enabled_state() {  // XCR0: which registers the operating system saves
+  unsigned low, high;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return static_cast<uint64_t>(high) << 32 | low;
+}
+
+// Linux gives the tile data registers (state component 18) only on request, once for the process.
+bool request_tile_permission() {
+  constexpr long request_permission = 0x1023, tile_data = 18;
+  return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+}
+
+constexpr bool has_bit(unsigned word, int i) { return word >> i & 1; }
+
+struct feature_table {
+  feature rows[13];
+  feature_table() {
+    const cpuid_leaf l1(1, 0), l7(7, 0), l71(7, 1);
+    const uint64_t state = has_bit(l1.c, 27) ? enabled_state() : 0;
+    const bool ymm = (state & 0x6) == 0x6, zmm = (state & 0xe6) == 0xe6;
+    const bool tiles = (state >> 17 & 3) == 3 && has_bit(l7.d, 24) && request_tile_permission();
+    const feature all[] = {
+        {"avx2", ymm && has_bit(l7.b, 5)},
+        {"fma", ymm && has_bit(l1.c, 12)},
+        {"f16c", ymm && has_bit(l1.c, 29)},
+        {"avx_vnni", ymm && has_bit(l71.a, 4)},
+        {"avx512f", zmm && has_bit(l7.b, 16)},
+        {"avx512bw", zmm && has_bit(l7.b, 30)},
+        {"avx512dq", zmm && has_bit(l7.b, 17)},
+        {"avx512vl", zmm && has_bit(l7.b, 31)},
+        {"avx512_vnni", zmm && has_bit(l7.c, 11)},
+        {"avx512_bf16", zmm && has_bit(l71.a, 5)},
+        {"amx_tile", tiles},
+        {"amx_int8", tiles && has_bit(l7.d, 25)},
+        {"amx_bf16", tiles && has_bit(l7.d, 22)},
+    };
+    std::memcpy(rows, all, sizeof rows);
+  }
+};
+
+#else
+
+struct feature_table {
+  feature rows[1] = {{"baseline", true}};
+};
+
+#endif
+
+const feature_table& features() {
+  static const feature_table table;
+  return table;
+}
+
+bool has_feature(const char* name, size_t length) {
+  for (const feature& f : features().rows)
+    if (std::strlen(f.name) == length && std::strncmp(f.name, name, length) == 0) return f.present;
+  return false;
+}
+
+// ---- levels ----
+
+#define LOWBIT_CPU_ISA(isa, features) {#isa, features, cpu::isa::kernels, cpu::isa::num_kernels},
+const cpu_isa isas[] = {
+#include "dispatch/cpu_isas.inc"
+};
+#undef LOWBIT_CPU_ISA
+constexpr int isa_count = static_cast<int>(sizeof isas / sizeof isas[0]);
+
+// The best supported level, no better than LOWBIT_CPU_ISA names. An unknown name is said and ignored by the caller.
+int initial_isa() {
+  int cap = isa_count - 1;
+  if (const char* wanted = std::getenv("LOWBIT_CPU_ISA"))
+    for (int i = 0; i < isa_count; ++i)
+      if (std::strcmp(isas[i].name, wanted) == 0) cap = i;
+  for (int i = cap; i > 0; --i)
+    if (cpu_isa_supported(i)) return i;
+  return 0;
+}
+
+std::atomic<int>& current() {
+  static std::atomic<int> isa{initial_isa()};
+  return isa;
+}
+
+}  // namespace
+
+int num_cpu_isas() { return isa_count; }
+const cpu_isa& cpu_isa_at(int index) { return isas[index]; }
+
+bool cpu_has(const char* list) {
+  for (const char* p = list; *p;) {
+    const size_t length = std::strcspn(p, " ");
+    if (length && !has_feature(p, length)) return false;
+    p += length + (p[length] == ' ');
+  }
+  return true;
+}
+
+bool cpu_isa_supported(int index) { return cpu_has(isas[index].features); }
+int current_cpu_isa() { return current().load(std::memory_order_relaxed); }
+
+lowbit_status set_cpu_isa(int index) {
+  if (index < 0 || index >= isa_count)
+    return fail(LOWBIT_INVALID_VALUE, "CPU level %d: there are %d", index, isa_count);
+  if (!cpu_isa_supported(index))
+    return fail(LOWBIT_UNSUPPORTED, "this processor cannot run level '%s': it needs %s and has %s", isas[index].name,
+                isas[index].features, cpu_feature_list());
+  current().store(index, std::memory_order_relaxed);
+  return LOWBIT_OK;
+}
+
+const char* cpu_feature_list() {
+  static const struct text {
+    char list[256] = "";
+    text() {
+      size_t used = 0;
+      for (const feature& f : features().rows)
+        if (f.present)
+          used += static_cast<size_t>(std::snprintf(list + used, sizeof list - used, "%s%s", used ? " " : "", f.name));
+    }
+  } t;
+  return t.list;
+}
+
+const char* refusal(int isa, const kernel_row& row, const lowbit_problem& problem) {
+  static thread_local char reason[256];
+  const format_row& format = format_at(problem.format);
+  if (row.family != problem.family) return "another family";
+  if (isa > current_cpu_isa()) {
+    const char* why = cpu_isa_supported(isa) ? "the level in use is capped below it" : "this processor lacks its level";
+    std::snprintf(reason, sizeof reason, "%s (%s)", why, isas[isa].name);
+    return reason;
+  }
+  if (!cpu_has(row.features)) {
+    std::snprintf(reason, sizeof reason, "needs %s", row.features);
+    return reason;
+  }
+  if (problem.family == LOWBIT_INTEGER && !format.integer()) {
+    std::snprintf(reason, sizeof reason, "%s is no integer format", format.name);
+    return reason;
+  }
+  if (!(row.recipes & bit(format.decode))) {
+    std::snprintf(reason, sizeof reason, "does not decode %s", format.name);
+    return reason;
+  }
+  if (!(row.x_dtypes & bit(problem.x_dtype))) {
+    std::snprintf(reason, sizeof reason, "does not take %s activations", dtype_name(problem.x_dtype));
+    return reason;
+  }
+  return nullptr;
+}
+
+const kernel_row* select_kernel(const lowbit_problem& problem) {
+  for (int isa = current_cpu_isa(); isa >= 0; --isa)
+    for (int i = 0; i < isas[isa].num_kernels; ++i)
+      if (!refusal(isa, isas[isa].kernels[i], problem)) return &isas[isa].kernels[i];
+  return nullptr;
+}
+
+}  // namespace lowbit

@@ -1,0 +1,37 @@
+#pragma once
+
+#include "formats/format.h"
+
+namespace lowbit::formats {
+
+// NormalFloat4, the quantiles of N(0, 1) scaled to [-1, 1] (Dettmers et al. 2023, QLoRA, appendix E).
+struct nf4 : format_defaults {
+  static constexpr const char* name = "nf4";
+  static constexpr int bits = 4;
+  static constexpr recipe decode = recipe::lut16;
+  static constexpr float value(unsigned code) {
+    constexpr float table[16] = {
+        -1.0f,
+        -0.6961928009986877f,
+        -0.5250730514526367f,
+        -0.39491748809814453f,
+        -0.28444138169288635f,
+        -0.18477343022823334f,
+        -0.09105003625154495f,
+        0.0f,
+        0.07958029955625534f,
+        0.16093020141124725f,
+        0.24611230194568634f,
+        0.33791524171829224f,
+        0.44070982933044434f,
+        0.5626170039176941f,
+        0.7229568362236023f,
+        1.0f,
+    };
+    return table[code];
+  }
+};
+
+LOWBIT_FORMAT(nf4)
+
+}  // namespace lowbit::formats
