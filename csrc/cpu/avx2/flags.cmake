@@ -1,0 +1,1 @@
+set(LOWBIT_ISA_FLAGS -mavx2 -mfma -mf16c)
