@@ -237,6 +237,9 @@ lowbit_status check_weight_description(const lowbit_weight& w) {
     return fail(LOWBIT_INVALID_VALUE, "group is %lld x %lld: %s has blocks of %d x %d",
                 static_cast<long long>(w.group_n), static_cast<long long>(w.group_k), format.name, format.block_n,
                 format.block_k);
+  if (format.block_k && w.k % format.block_k)
+    return fail(LOWBIT_INVALID_VALUE, "k = %lld is not a multiple of block %d (%s)", static_cast<long long>(w.k),
+                format.block_k, format.name);
   const bool scale_dtype_fits = format.scale == scale_rule::any_float ? is_float_dtype(w.scale_dtype)
                                                                       : w.scale_dtype == static_cast<int>(format.scale);
   if (!scale_dtype_fits)

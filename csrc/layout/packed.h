@@ -22,8 +22,8 @@ inline constexpr int64_t panel_rows = 16;
 inline constexpr int64_t line_bytes = 64;
 inline constexpr int64_t chunk = 64;  // codes that kernels decode at a time: a line, or one nibble half of it
 
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+LOWBIT_INLINE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+LOWBIT_INLINE constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // The shape of a packed weight, and the index functions that define the layout.
 struct packed_shape {
@@ -38,29 +38,29 @@ struct packed_shape {
 
   static packed_shape of(int64_t n, int64_t k, int64_t group_n, int64_t group_k, int bits);
 
-  int64_t block_k() const { return line_bytes * 8 / bits; }
-  int64_t blocks() const { return k_packed / block_k(); }
-  int64_t chunks() const { return k_packed / chunk; }
-  bool k_in_order() const { return groups == 1 || span == group_k; }  // packed column == column
+  LOWBIT_INLINE int64_t block_k() const { return line_bytes * 8 / bits; }
+  LOWBIT_INLINE int64_t blocks() const { return k_packed / block_k(); }
+  LOWBIT_INLINE int64_t chunks() const { return k_packed / chunk; }
+  LOWBIT_INLINE bool k_in_order() const { return groups == 1 || span == group_k; }  // packed column == column
 
   // Column k of W in the packed order.
-  int64_t column(int64_t k_index) const { return k_index / group_k * span + k_index % group_k; }
-  int64_t group_of_column(int64_t column_index) const {
+  LOWBIT_INLINE int64_t column(int64_t k_index) const { return k_index / group_k * span + k_index % group_k; }
+  LOWBIT_INLINE int64_t group_of_column(int64_t column_index) const {
     const int64_t g = column_index / span;
     return g < groups ? g : groups - 1;
   }
   // Byte of the code at (row, packed column); the nibble is the high one if high_nibble(column).
-  int64_t code_offset(int64_t row, int64_t column_index) const {
+  LOWBIT_INLINE int64_t code_offset(int64_t row, int64_t column_index) const {
     const int64_t line = (row / panel_rows * blocks() + column_index / block_k()) * panel_rows + row % panel_rows;
     return line * line_bytes + column_index % chunk;
   }
-  bool high_nibble(int64_t column_index) const { return bits == 4 && column_index % 128 >= 64; }
+  LOWBIT_INLINE bool high_nibble(int64_t column_index) const { return bits == 4 && column_index % 128 >= 64; }
   // Scales and zero points: [panels][groups][16].
-  int64_t scale_index(int64_t row, int64_t group) const {
+  LOWBIT_INLINE int64_t scale_index(int64_t row, int64_t group) const {
     return (row / panel_rows * groups + group) * panel_rows + row % panel_rows;
   }
-  int64_t code_bytes() const { return panels * blocks() * panel_rows * line_bytes; }
-  int64_t num_scales() const { return panels * groups * panel_rows; }
+  LOWBIT_INLINE int64_t code_bytes() const { return panels * blocks() * panel_rows * line_bytes; }
+  LOWBIT_INLINE int64_t num_scales() const { return panels * groups * panel_rows; }
 };
 
 // A packed weight as kernels see it.
@@ -73,20 +73,20 @@ struct packed_view {
   const int8_t* zero_points;  // or null
   float global_scale;
 
-  float scale(int64_t row, int64_t group) const {
+  LOWBIT_INLINE float scale(int64_t row, int64_t group) const {
     return load_as_f32(scales, shape.scale_index(row, group), scale_dtype);
   }
-  float zero_point(int64_t row, int64_t group) const {
+  LOWBIT_INLINE float zero_point(int64_t row, int64_t group) const {
     return zero_points ? zero_points[shape.scale_index(row, group)] : 0.0f;
   }
   // The code as the format numbers it.
-  unsigned code(int64_t row, int64_t column) const {
+  LOWBIT_INLINE unsigned code(int64_t row, int64_t column) const {
     const unsigned byte = codes[shape.code_offset(row, column)];
     if (shape.bits == 4) return shape.high_nibble(column) ? byte >> 4 : byte & 15u;
     return format->decode == recipe::linear ? byte ^ 0x80u : byte;
   }
   // One weight, without the global scale, rounded once.
-  float value(int64_t row, int64_t column) const {
+  LOWBIT_INLINE float value(int64_t row, int64_t column) const {
     const int64_t g = shape.group_of_column(column);
     return (format->values[code(row, column)] - zero_point(row, g)) * scale(row, g);
   }

@@ -1,8 +1,14 @@
-#include "gemm/contract.h"
+#include "cpu/amx/integer.h"
+#include "cpu/amx/weight_only.h"
 
 namespace lowbit::cpu::amx {
 
-extern const kernel_row kernels[] = {{}};
-extern const int num_kernels = 0;
+extern const kernel_row kernels[] = {
+    {"weight_only_bf16_amx_16x16x32", LOWBIT_WEIGHT_ONLY, "", all_recipes, bit(LOWBIT_BF16) | bit(LOWBIT_F16), 16, 16,
+     32, true, weight_only_bf16},
+    {"integer_amx_16x16x64", LOWBIT_INTEGER, "", bit(recipe::lut16) | bit(recipe::linear),
+     float_dtypes | bit(LOWBIT_I8), 16, 16, 64, true, integer},
+};
+extern const int num_kernels = sizeof kernels / sizeof kernels[0];
 
 }  // namespace lowbit::cpu::amx

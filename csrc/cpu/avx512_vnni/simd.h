@@ -1,0 +1,104 @@
+// AVX-512 vocabulary: 16 fp32 lanes, conversions, transposes. Internal linkage: each folder gets its own copy.
+#pragma once
+
+#include <immintrin.h>
+
+#include "gemm/contract.h"
+
+namespace lowbit::cpu {
+namespace {
+
+inline __mmask16 first_lanes(int64_t count) {
+  return count >= 16 ? 0xffff : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1);
+}
+
+// 16 values of a float dtype at element `i`, as fp32; lanes outside the mask are zero and are not read.
+inline __m512 load_f32(const void* data, int64_t i, int dtype, __mmask16 mask = 0xffff) {
+  switch (dtype) {
+    case LOWBIT_F32: return _mm512_maskz_loadu_ps(mask, static_cast<const float*>(data) + i);
+    case LOWBIT_F16:
+      return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(data) + i));
+    default:
+      return _mm512_castsi512_ps(_mm512_slli_epi32(
+          _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(data) + i)), 16));
+  }
+}
+
+inline __m256i f32_to_bf16(__m512 x) {  // nearest even, NaN kept: without AVX512-BF16
+  const __m512i bits = _mm512_castps_si512(x);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+  const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, nan, quiet), 16));
+}
+
+inline void store_f32(void* data, int64_t i, int dtype, __m512 value, __mmask16 mask = 0xffff) {
+  switch (dtype) {
+    case LOWBIT_F32: _mm512_mask_storeu_ps(static_cast<float*>(data) + i, mask, value); break;
+    case LOWBIT_F16:
+      _mm256_mask_storeu_epi16(static_cast<uint16_t*>(data) + i, mask,
+                               _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+      break;
+    default: _mm256_mask_storeu_epi16(static_cast<uint16_t*>(data) + i, mask, f32_to_bf16(value));
+  }
+}
+
+// 16 e4m3 bytes: the magnitude, shifted, is an fp16 of 2^-8 the value. NaN codes never get here.
+inline __m512 minifloat_to_f32(__m128i bytes, int fp16_shift, float fp16_scale) {
+  const __m256i words = _mm256_cvtepu8_epi16(bytes);
+  const __m256i magnitude = _mm256_sll_epi16(_mm256_and_si256(words, _mm256_set1_epi16(0x7f)), _mm_cvtsi32_si128(fp16_shift));
+  const __m256i sign = _mm256_slli_epi16(_mm256_and_si256(words, _mm256_set1_epi16(0x80)), 8);
+  return _mm512_mul_ps(_mm512_cvtph_ps(_mm256_or_si256(magnitude, sign)), _mm512_set1_ps(fp16_scale));
+}
+
+// The 16 scales of a panel's rows for one group, as fp32.
+inline __m512 load_scales(const packed_view& w, int64_t panel, int64_t group) {
+  const int64_t i = (panel * w.shape.groups + group) * panel_rows;
+  switch (w.scale_dtype) {
+    case LOWBIT_E8M0: {
+      const __m512i exponent =
+          _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(static_cast<const uint8_t*>(w.scales) + i)));
+      const __mmask16 zero = _mm512_testn_epi32_mask(exponent, exponent);  // 2^-127 is denormal
+      return _mm512_castsi512_ps(
+          _mm512_mask_mov_epi32(_mm512_slli_epi32(exponent, 23), zero, _mm512_set1_epi32(0x400000)));
+    }
+    case LOWBIT_E4M3:
+      return minifloat_to_f32(
+          _mm_loadu_si128(reinterpret_cast<const __m128i*>(static_cast<const uint8_t*>(w.scales) + i)), 7, 0x1p8f);
+    default: return load_f32(w.scales, i, w.scale_dtype);
+  }
+}
+
+inline __m512i load_zero_points(const packed_view& w, int64_t panel, int64_t group) {
+  if (!w.zero_points) return _mm512_setzero_si512();
+  const int64_t i = (panel * w.shape.groups + group) * panel_rows;
+  return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w.zero_points + i)));
+}
+
+// Rows to columns of a 16 x 16 block of dwords, in place.
+inline void transpose_16x16(__m512i r[16]) {
+  __m512i t[16];
+  for (int i = 0; i < 16; i += 2) {  // pairs of dwords
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {  // quads: column 4 q + j of rows i .. i + 3, q the 128-bit lane
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  for (int j = 0; j < 4; ++j) {  // 4 x 4 blocks of 128-bit lanes
+    const __m512i a = _mm512_shuffle_i32x4(r[j], r[4 + j], 0x88), b = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xdd);
+    const __m512i c = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x88), d = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xdd);
+    t[j] = _mm512_shuffle_i32x4(a, c, 0x88);
+    t[8 + j] = _mm512_shuffle_i32x4(a, c, 0xdd);
+    t[4 + j] = _mm512_shuffle_i32x4(b, d, 0x88);
+    t[12 + j] = _mm512_shuffle_i32x4(b, d, 0xdd);
+  }
+  for (int i = 0; i < 16; ++i) r[i] = t[i];
+}
+
+}  // namespace
+}  // namespace lowbit::cpu
