@@ -1,0 +1,51 @@
+// The schemas of torch.ops.lowbit, and their kernels for CPU tensors. Fake kernels and gradients: lowbit/ops.py.
+//
+//   x            [..., k] float32, float16 or bfloat16, any strides
+//   packed       uint8 [bytes], as pack returns it
+//   codes        uint8 [n, ceil(k * bits / 8)]
+//   scales       [ceil(n / group_n), ceil(k / group_k)] float32, float16, bfloat16, or uint8 where the format has
+//                e8m0 or e4m3 scales
+//   zero_points  int8, the shape of scales
+#include "operators.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include "box.h"
+
+using namespace lowbit_torch;
+
+STABLE_TORCH_LIBRARY(lowbit, m) {
+  // [..., n] in the dtype of x. bias [n].
+  m.def("weight_only(Tensor x, Tensor packed, Tensor? bias, SymInt n) -> Tensor");
+  // [..., n] in out_dtype. x_scale float32 [1] or [rows] with x_zero_point int32 of the same shape: x is quantized
+  // with them, or is int8 already. Without: each row is quantized by its own range, symmetric or not.
+  m.def(
+      "integer(Tensor x, Tensor packed, Tensor? bias, SymInt n, Tensor? x_scale, Tensor? x_zero_point, "
+      "bool symmetric, ScalarType out_dtype) -> Tensor");
+  // int8 [m, k], float32 [m], int32 [m] for x [m, k], as integer quantizes it.
+  m.def("quantize_rows(Tensor x, bool symmetric) -> (Tensor q, Tensor scale, Tensor zero_point)");
+
+  m.def(
+      "pack(Tensor codes, Tensor scales, Tensor? zero_points, float global_scale, str format, SymInt n, SymInt k, "
+      "SymInt group_n, SymInt group_k) -> Tensor");
+  m.def("unpack(Tensor packed, Tensor(a!) codes, Tensor(b!) scales, Tensor(c!)? zero_points) -> ()");
+  // [n, k] in dtype.
+  m.def("dequantize_packed(Tensor packed, SymInt n, SymInt k, ScalarType dtype) -> Tensor");
+  m.def(
+      "dequantize(Tensor codes, Tensor scales, Tensor? zero_points, float global_scale, str format, SymInt n, "
+      "SymInt k, SymInt group_n, SymInt group_k, ScalarType dtype) -> Tensor");
+  // codes for w [n, k] and divisor, of the shape of scales.
+  m.def(
+      "encode(Tensor w, Tensor divisor, Tensor? zero_points, str format, SymInt group_n, SymInt group_k) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(lowbit, CPU, m) {
+  m.impl("weight_only", box<&weight_only>);
+  m.impl("integer", box<&integer>);
+  m.impl("quantize_rows", box<&quantize_rows>);
+  m.impl("pack", box<&pack>);
+  m.impl("unpack", box<&unpack>);
+  m.impl("dequantize_packed", box<&dequantize_packed>);
+  m.impl("dequantize", box<&dequantize>);
+  m.impl("encode", box<&encode>);
+}

@@ -1,0 +1,29 @@
+// The operators of torch.ops.lowbit on CPU tensors; their schemas, with shapes, are in operators.cpp.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <tuple>
+
+#include "tensor.h"
+
+namespace lowbit_torch {
+
+// multiply.cpp
+tensor weight_only(tensor x, const tensor& packed, std::optional<tensor> bias, int64_t n);
+tensor integer(tensor x, const tensor& packed, std::optional<tensor> bias, int64_t n, std::optional<tensor> x_scale,
+               std::optional<tensor> x_zero_point, bool symmetric, dtype out_dtype);
+std::tuple<tensor, tensor, tensor> quantize_rows(tensor x, bool symmetric);
+
+// weights.cpp
+tensor pack(const tensor& codes, const tensor& scales, const std::optional<tensor>& zero_points, double global_scale,
+            const std::string& format, int64_t n, int64_t k, int64_t group_n, int64_t group_k);
+void unpack(const tensor& packed, const tensor& codes, const tensor& scales, const std::optional<tensor>& zero_points);
+tensor dequantize_packed(const tensor& packed, int64_t n, int64_t k, dtype type);
+tensor dequantize(const tensor& codes, const tensor& scales, const std::optional<tensor>& zero_points,
+                  double global_scale, const std::string& format, int64_t n, int64_t k, int64_t group_n,
+                  int64_t group_k, dtype type);
+tensor encode(const tensor& w, const tensor& divisor, const std::optional<tensor>& zero_points,
+              const std::string& format, int64_t group_n, int64_t group_k);
+
+}  // namespace lowbit_torch
