@@ -1,0 +1,477 @@
+// lowbit._C: what the core knows about formats, kernels and this machine, and its operations on arrays of any library.
+#include <pybind11/stl.h>
+
+#include <sstream>
+
+#include "array.h"
+#include "lowbit/lowbit.h"
+#include "threads.h"
+
+namespace lowbit_python {
+namespace {
+
+// ---- statuses, names ----
+
+void check(lowbit_status status) {
+  switch (status) {
+    case LOWBIT_OK:
+      return;
+    case LOWBIT_INVALID_TYPE:
+      throw py::type_error(lowbit_last_error());
+    case LOWBIT_OUT_OF_MEMORY:
+      PyErr_SetString(PyExc_MemoryError, lowbit_last_error());
+      throw py::error_already_set();
+    case LOWBIT_UNSUPPORTED:
+      throw std::runtime_error(lowbit_last_error());
+    default:
+      throw py::value_error(lowbit_last_error());
+  }
+}
+
+// Runs a call of the C API without the interpreter's lock.
+template <class Call>
+void unlocked(const Call& call) {
+  lowbit_status status;
+  {
+    const py::gil_scoped_release release;
+    status = call();
+  }
+  check(status);
+}
+
+lowbit_format format_called(const std::string& name) {
+  lowbit_format format;
+  check(lowbit_format_find(name.c_str(), &format));
+  return format;
+}
+
+lowbit_format_info info_of(lowbit_format format) {
+  lowbit_format_info info;
+  check(lowbit_format_get(format, &info));
+  return info;
+}
+
+lowbit_family family_called(const std::string& name) {
+  if (name == "weight_only") return LOWBIT_WEIGHT_ONLY;
+  if (name == "integer") return LOWBIT_INTEGER;
+  throw py::value_error("family is '" + name + "': weight_only or integer");
+}
+
+const char* family_name(lowbit_family family) { return family == LOWBIT_WEIGHT_ONLY ? "weight_only" : "integer"; }
+
+int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
+
+std::vector<std::string> words(const char* text) {
+  std::istringstream stream(text);
+  std::vector<std::string> list;
+  for (std::string word; stream >> word;) list.push_back(word);
+  return list;
+}
+
+// ---- what is here ----
+
+py::list formats() {
+  py::list list;
+  for (lowbit_format f = 0; f < lowbit_num_formats(); ++f) {
+    const lowbit_format_info i = info_of(f);
+    py::dict row;
+    row["name"] = i.name;
+    row["bits"] = i.bits;
+    row["block_n"] = i.block_n;
+    row["block_k"] = i.block_k;
+    row["scale_dtype"] =
+        i.scale_dtype < 0 ? py::object(py::none()) : py::str(dtype_name(static_cast<lowbit_dtype>(i.scale_dtype)));
+    row["zero_point"] = i.has_zero_point != 0;
+    row["global_scale"] = i.has_global_scale != 0;
+    row["values"] = py::array_t<float>(py::ssize_t{1} << i.bits, i.values);
+    list.append(row);
+  }
+  return list;
+}
+
+lowbit_kernel_info kernel_at(int32_t index) {
+  lowbit_kernel_info info;
+  check(lowbit_kernel_get(index, &info));
+  return info;
+}
+
+py::list kernels() {
+  py::list list;
+  for (int32_t i = 0; i < lowbit_num_kernels(); ++i) {
+    const lowbit_kernel_info k = kernel_at(i);
+    py::dict row;
+    row["name"] = k.name;
+    row["isa"] = k.isa;
+    row["family"] = family_name(k.family);
+    row["mr"] = k.mr;
+    row["nr"] = k.nr;
+    row["kr"] = k.kr;
+    row["batch_invariant"] = k.batch_invariant != 0;
+    row["runnable"] = k.runnable != 0;
+    list.append(row);
+  }
+  return list;
+}
+
+py::list explain(const std::string& family, const std::string& format, int64_t m, int64_t n, int64_t k,
+                 int64_t group_k, const std::string& x_dtype) {
+  const lowbit_problem problem{family_called(family), format_called(format), m, n, k, group_k,
+                               dtype_called(x_dtype, "x_dtype")};
+  py::list list;
+  const auto visit = [](void* context, int32_t kernel, int32_t chosen, const char* reason) {
+    py::dict row;
+    row["kernel"] = kernel_at(kernel).name;
+    row["chosen"] = chosen != 0;
+    row["reason"] = reason;
+    static_cast<py::list*>(context)->append(row);
+  };
+  check(lowbit_explain(&problem, visit, &list));
+  return list;
+}
+
+py::list cpu_isas() {
+  py::list list;
+  for (int32_t i = 0; i < lowbit_num_cpu_isas(); ++i) {
+    py::dict row;
+    row["name"] = lowbit_cpu_isa_name(i);
+    row["supported"] = lowbit_cpu_isa_supported(i) != 0;
+    list.append(row);
+  }
+  return list;
+}
+
+void set_cpu_isa(const std::string& name) {
+  std::string known;
+  for (int32_t i = 0; i < lowbit_num_cpu_isas(); ++i) {
+    if (name == lowbit_cpu_isa_name(i)) return check(lowbit_set_cpu_isa(i));
+    known += (i ? ", " : "") + std::string(lowbit_cpu_isa_name(i));
+  }
+  throw py::value_error("CPU level is '" + name + "': one of " + known);
+}
+
+py::dict build_info() {
+  const auto optional = [](const char* text) { return *text ? py::object(py::str(text)) : py::object(py::none()); };
+  py::dict info;
+  info["version"] = LOWBIT_VERSION;
+  info["compiler"] = LOWBIT_COMPILER;
+  info["sanitize"] = optional(LOWBIT_SANITIZE);
+  info["torch"] = optional(LOWBIT_TORCH_VERSION);
+  info["torch_floor"] = optional(LOWBIT_TORCH_FLOOR);
+  return info;
+}
+
+double probe(const std::string& what, double seconds, int num_threads) {
+  const lowbit_parallel parallel = threads(num_threads);
+  double result;
+  unlocked([&] { return lowbit_probe(what.c_str(), seconds, &parallel, &result); });
+  return result;
+}
+
+// ---- weights ----
+
+size_t packed_bytes(const std::string& format, int64_t n, int64_t k, int64_t group_n, int64_t group_k,
+                    const std::string& scale_dtype, bool zero_point) {
+  static const int8_t some_zero_point = 0;
+  lowbit_weight w{};
+  w.format = format_called(format);
+  w.n = n;
+  w.k = k;
+  w.group_n = group_n;
+  w.group_k = group_k;
+  w.scale_dtype = dtype_called(scale_dtype, "scale_dtype");
+  w.zero_points = zero_point ? &some_zero_point : nullptr;
+  w.global_scale = 1;
+  size_t bytes;
+  check(lowbit_packed_bytes(&w, &bytes));
+  return bytes;
+}
+
+// A packed weight, its header read and checked.
+struct packed_weight {
+  array bytes;
+  lowbit_weight description;
+
+  explicit packed_weight(const py::object& object) : bytes(read(object, "packed")), description{} {
+    bytes.expect_dtype({"uint8"});
+    if (bytes.shape.size() != 1) bytes.expect_shape({bytes.size()});
+    check(lowbit_packed_describe(bytes.data, size(), &description));
+  }
+  size_t size() const { return static_cast<size_t>(bytes.size()); }
+  int64_t groups_n() const { return ceil_div(description.n, description.group_n); }
+  int64_t groups_k() const { return ceil_div(description.k, description.group_k); }
+};
+
+py::dict describe(const py::object& packed) {
+  const packed_weight p(packed);
+  const lowbit_weight& w = p.description;
+  py::dict d;
+  d["format"] = info_of(w.format).name;
+  d["n"] = w.n;
+  d["k"] = w.k;
+  d["group_n"] = w.group_n;
+  d["group_k"] = w.group_k;
+  d["scale_dtype"] = dtype_name(w.scale_dtype);
+  d["zero_point"] = w.zero_points != nullptr;
+  d["global_scale"] = w.global_scale;
+  return d;
+}
+
+// A canonical weight whose arrays are checked and kept.
+struct canonical_weight {
+  array codes, scales;
+  std::optional<array> zero_points;
+  lowbit_weight w;
+};
+
+canonical_weight canonical(const py::object& codes, const py::object& scales, const py::object& zero_points,
+                           const std::string& format, int64_t group_n, int64_t group_k, std::optional<int64_t> k,
+                           float global_scale) {
+  if (group_n < 1 || group_k < 1)
+    throw py::value_error("groups of " + std::to_string(group_n) + " x " + std::to_string(group_k) +
+                          ": at least 1 x 1");
+  canonical_weight c{read(codes, "codes"), read(scales, "scales"), read_optional(zero_points, "zero_points"), {}};
+  c.w.format = format_called(format);
+  const lowbit_format_info info = info_of(c.w.format);
+  c.codes.expect_dtype({"uint8", "int8", "float8_e4m3fn", "float8_e5m2"});
+  if (c.codes.shape.size() != 2) throw py::value_error("codes have " + std::to_string(c.codes.shape.size()) +
+                                                       " dimensions: 2, n rows of bytes");
+  c.w.n = c.codes.shape[0];
+  c.w.k = k.value_or(c.codes.shape[1] * 8 / info.bits);
+  c.w.group_n = group_n;
+  c.w.group_k = group_k;
+  c.w.global_scale = global_scale;
+  c.codes.expect_shape({c.w.n, ceil_div(c.w.k * info.bits, 8)});
+  if (info.scale_dtype < 0) {
+    c.w.scale_dtype = c.scales.float_dtype();
+  } else {
+    c.w.scale_dtype = static_cast<lowbit_dtype>(info.scale_dtype);
+    c.scales.expect_dtype({dtype_name(c.w.scale_dtype), "uint8"});
+  }
+  const int64_t groups_n = ceil_div(c.w.n, group_n), groups_k = ceil_div(c.w.k, group_k);
+  c.scales.expect_shape({groups_n, groups_k});
+  c.w.codes = c.codes.data;
+  c.w.scales = c.scales.data;
+  if (c.zero_points) {
+    c.zero_points->expect_dtype({"int8"});
+    c.zero_points->expect_shape({groups_n, groups_k});
+    c.w.zero_points = static_cast<const int8_t*>(c.zero_points->data);
+  }
+  return c;
+}
+
+py::array pack(const py::object& codes, const py::object& scales, const py::object& zero_points,
+               const std::string& format, int64_t group_n, int64_t group_k, std::optional<int64_t> k,
+               float global_scale, int num_threads) {
+  const canonical_weight c = canonical(codes, scales, zero_points, format, group_n, group_k, k, global_scale);
+  size_t bytes;
+  check(lowbit_packed_bytes(&c.w, &bytes));
+  py::array packed = empty({static_cast<int64_t>(bytes)}, "uint8");
+  void* const data = packed.mutable_data();
+  const lowbit_parallel parallel = threads(num_threads);
+  unlocked([&] { return lowbit_pack(&c.w, data, bytes, &parallel); });
+  return packed;
+}
+
+py::dict unpack(const py::object& packed, int num_threads) {
+  const packed_weight p(packed);
+  const lowbit_weight& w = p.description;
+  const bool bytes = w.scale_dtype == LOWBIT_E8M0 || w.scale_dtype == LOWBIT_E4M3;
+  py::array codes = empty({w.n, ceil_div(w.k * info_of(w.format).bits, 8)}, "uint8");
+  py::array scales = empty({p.groups_n(), p.groups_k()}, bytes ? "uint8" : dtype_name(w.scale_dtype));
+  py::object zero_points = py::none();
+  if (w.zero_points) zero_points = empty({p.groups_n(), p.groups_k()}, "int8");
+  void* const to_codes = codes.mutable_data();
+  void* const to_scales = scales.mutable_data();
+  auto* const to_zero_points =
+      w.zero_points ? static_cast<int8_t*>(zero_points.cast<py::array>().mutable_data()) : nullptr;
+  const lowbit_parallel parallel = threads(num_threads);
+  unlocked([&] { return lowbit_unpack(p.bytes.data, p.size(), to_codes, to_scales, to_zero_points, &parallel); });
+  py::dict result = describe(packed);
+  result["codes"] = codes;
+  result["scales"] = scales;
+  result["zero_points"] = zero_points;
+  return result;
+}
+
+py::array dequantize_packed(const py::object& packed, const std::string& dtype, int num_threads) {
+  const packed_weight p(packed);
+  const lowbit_dtype out_dtype = dtype_called(dtype, "dtype");
+  py::array out = empty({p.description.n, p.description.k}, dtype);
+  void* const data = out.mutable_data();
+  const lowbit_parallel parallel = threads(num_threads);
+  unlocked([&] { return lowbit_dequantize_packed(p.bytes.data, p.size(), data, out_dtype, &parallel); });
+  return out;
+}
+
+py::array dequantize(const py::object& codes, const py::object& scales, const py::object& zero_points,
+                     const std::string& format, int64_t group_n, int64_t group_k, std::optional<int64_t> k,
+                     float global_scale, const std::string& dtype, int num_threads) {
+  const canonical_weight c = canonical(codes, scales, zero_points, format, group_n, group_k, k, global_scale);
+  const lowbit_dtype out_dtype = dtype_called(dtype, "dtype");
+  py::array out = empty({c.w.n, c.w.k}, dtype);
+  void* const data = out.mutable_data();
+  const lowbit_parallel parallel = threads(num_threads);
+  unlocked([&] { return lowbit_dequantize(&c.w, data, out_dtype, &parallel); });
+  return out;
+}
+
+py::array encode(const py::object& w, const py::object& divisor, const py::object& zero_points,
+                 const std::string& format, int64_t group_n, int64_t group_k, int num_threads) {
+  if (group_n < 1 || group_k < 1)
+    throw py::value_error("groups of " + std::to_string(group_n) + " x " + std::to_string(group_k) +
+                          ": at least 1 x 1");
+  const array weight = read(w, "w"), divisors = read(divisor, "divisor");
+  const std::optional<array> zeros = read_optional(zero_points, "zero_points");
+  if (weight.shape.size() != 2)
+    throw py::value_error("w has " + std::to_string(weight.shape.size()) + " dimensions: 2");
+  lowbit_encode_args args{};
+  args.format = format_called(format);
+  args.n = weight.shape[0];
+  args.k = weight.shape[1];
+  args.group_n = group_n;
+  args.group_k = group_k;
+  args.w = weight.data;
+  args.w_dtype = weight.float_dtype();
+  args.divisor = divisors.data;
+  args.divisor_dtype = divisors.float_dtype();
+  divisors.expect_shape({ceil_div(args.n, group_n), ceil_div(args.k, group_k)});
+  if (zeros) {
+    zeros->expect_dtype({"int8"});
+    zeros->expect_shape({ceil_div(args.n, group_n), ceil_div(args.k, group_k)});
+    args.zero_points = static_cast<const int8_t*>(zeros->data);
+  }
+  py::array codes = empty({args.n, ceil_div(args.k * info_of(args.format).bits, 8)}, "uint8");
+  args.codes = codes.mutable_data();
+  const lowbit_parallel parallel = threads(num_threads);
+  unlocked([&] { return lowbit_encode(&args, &parallel); });
+  return codes;
+}
+
+// ---- multiplication ----
+
+array read_rows(const py::object& object) {
+  array x = read(object, "x", /*rows_only=*/true);
+  if (x.shape.size() != 2) throw py::value_error("x has " + std::to_string(x.shape.size()) + " dimensions: 2, m x k");
+  return x;
+}
+
+py::array gemm(const py::object& given_x, const py::object& packed, const py::object& bias, const std::string& family,
+               const std::optional<std::string>& out_dtype, const py::object& x_scale, const py::object& x_zero_point,
+               bool symmetric, int num_threads) {
+  const array x = read_rows(given_x);
+  const packed_weight p(packed);
+  if (x.shape[1] != p.description.k)
+    throw py::value_error("x has k = " + std::to_string(x.shape[1]) + ", but the packed weight is " +
+                          std::to_string(p.description.n) + " x " + std::to_string(p.description.k));
+  lowbit_gemm_args args{};
+  args.family = family_called(family);
+  args.m = x.shape[0];
+  args.x = x.data;
+  args.x_stride = x.row_stride;
+  args.packed = p.bytes.data;
+  args.packed_bytes = p.size();
+  args.y_stride = p.description.n;
+  const bool quantized = x.dtype == "int8";
+  args.x_dtype = quantized ? LOWBIT_I8 : x.float_dtype();
+
+  const std::optional<array> b = read_optional(bias, "bias");
+  if (b) {
+    b->expect_shape({p.description.n});
+    args.bias = b->data;
+    args.bias_dtype = b->float_dtype();
+  }
+  args.activation = symmetric ? LOWBIT_DYNAMIC_SYMMETRIC : LOWBIT_DYNAMIC_ASYMMETRIC;
+  const std::optional<array> scale = read_optional(x_scale, "x_scale"),
+                             zero_point = read_optional(x_zero_point, "x_zero_point");
+  if (scale) {
+    scale->expect_dtype({"float32"});
+    args.activation = LOWBIT_STATIC;
+    args.x_scale = static_cast<const float*>(scale->data);
+    args.num_x_scales = scale->size();
+  }
+  if (zero_point) {
+    if (!scale) throw py::value_error("x_zero_point without x_scale");
+    zero_point->expect_dtype({"int32"});
+    if (zero_point->size() != scale->size())
+      throw py::value_error("x_zero_point has " + std::to_string(zero_point->size()) + " elements and x_scale " +
+                            std::to_string(scale->size()));
+    args.x_zero_point = static_cast<const int32_t*>(zero_point->data);
+  }
+  const std::string y_dtype = out_dtype.value_or(quantized ? "float32" : x.dtype);
+  args.y_dtype = dtype_called(y_dtype, "out_dtype");
+  py::array y = empty({args.m, p.description.n}, y_dtype);
+  args.y = y.mutable_data();
+  const lowbit_parallel parallel = threads(num_threads);
+  args.parallel = &parallel;
+  unlocked([&] { return lowbit_gemm(&args); });
+  return y;
+}
+
+py::tuple quantize_rows(const py::object& given_x, bool symmetric, int num_threads) {
+  const array x = read_rows(given_x);
+  const lowbit_dtype dtype = x.float_dtype();
+  const int64_t m = x.shape[0], k = x.shape[1];
+  py::array q = empty({m, k}, "int8"), scale = empty({m}, "float32"), zero_point = empty({m}, "int32");
+  auto* const to_q = static_cast<int8_t*>(q.mutable_data());
+  auto* const to_scale = static_cast<float*>(scale.mutable_data());
+  auto* const to_zero_point = static_cast<int32_t*>(zero_point.mutable_data());
+  const lowbit_parallel parallel = threads(num_threads);
+  unlocked([&] {
+    return lowbit_quantize_rows(x.data, dtype, m, k, x.row_stride,
+                                symmetric ? LOWBIT_DYNAMIC_SYMMETRIC : LOWBIT_DYNAMIC_ASYMMETRIC, to_q, to_scale,
+                                to_zero_point, &parallel);
+  });
+  return py::make_tuple(q, scale, zero_point);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
+  using py::arg;
+  const auto keywords = py::kw_only();
+  const auto none = py::none();
+  m.doc() =
+      "The lowbit core on arrays of any library, without torch: NumPy arrays, CPU arrays with __dlpack__, and buffers. "
+      "Results are new NumPy arrays (bfloat16 ones need ml_dtypes). num_threads=0: all that this process may use.";
+
+  m.def("version", &lowbit_version, "Version of liblowbit.so.");
+  m.def("build_info", &build_info, "How this module was built: version, compiler, sanitize, torch, torch_floor.");
+  m.def("formats", &formats,
+        "The number formats: name, bits, block_n, block_k, scale_dtype, zero_point, global_scale, values.");
+  m.def("kernels", &kernels, "Every kernel: name, isa, family, mr, nr, kr, batch_invariant, runnable.");
+  m.def("explain", &explain, arg("family"), arg("format"), arg("m"), arg("n"), arg("k"), arg("group_k"), arg("x_dtype"),
+        "The kernels of a family for a problem, best first: kernel, chosen, reason it is not.");
+  m.def("cpu_isas", &cpu_isas, "The CPU levels, worst first: name, supported.");
+  m.def("cpu_isa", [] { return lowbit_cpu_isa_name(lowbit_cpu_isa()); }, "The CPU level in use.");
+  m.def("set_cpu_isa", &set_cpu_isa, arg("name"), "Uses another CPU level. Not while kernels run.");
+  m.def("cpu_features", [] { return words(lowbit_cpu_features()); }, "CPU features, as detected.");
+  m.def("probe", &probe, arg("what"), arg("seconds") = 0.2, arg("num_threads") = 0,
+        "Measures 'read_bandwidth' in bytes/s, or 'f32', 'bf16', 'int8' multiplication in operations/s.");
+
+  m.def("packed_bytes", &packed_bytes, arg("format"), arg("n"), arg("k"), arg("group_n"), arg("group_k"),
+        arg("scale_dtype"), arg("zero_point"), "Size of a packed weight in bytes.");
+  m.def("describe", &describe, arg("packed"),
+        "A packed weight's header: format, n, k, group_n, group_k, scale_dtype, zero_point, global_scale.");
+  m.def("pack", &pack, arg("codes"), arg("scales"), arg("zero_points") = none, keywords, arg("format"), arg("group_n"),
+        arg("group_k"), arg("k") = none, arg("global_scale") = 1.0f, arg("num_threads") = 0,
+        "uint8 [packed_bytes] from codes [n, ceil(k * bits / 8)], scales and zero points [n groups, k groups].");
+  m.def("unpack", &unpack, arg("packed"), keywords, arg("num_threads") = 0,
+        "What describe() says, with codes, scales (float8 ones as uint8) and zero_points (or None).");
+  m.def("dequantize_packed", &dequantize_packed, arg("packed"), keywords, arg("dtype") = "float32",
+        arg("num_threads") = 0, "[n, k] from a packed weight.");
+  m.def("dequantize", &dequantize, arg("codes"), arg("scales"), arg("zero_points") = none, keywords, arg("format"),
+        arg("group_n"), arg("group_k"), arg("k") = none, arg("global_scale") = 1.0f, arg("dtype") = "float32",
+        arg("num_threads") = 0, "[n, k] from the canonical form.");
+  m.def("encode", &encode, arg("w"), arg("divisor"), arg("zero_points") = none, keywords, arg("format"),
+        arg("group_n"), arg("group_k"), arg("num_threads") = 0,
+        "Codes [n, ceil(k * bits / 8)] of the values nearest to w / divisor + zero_point, ties to even, saturating.");
+  m.def("gemm", &gemm, arg("x"), arg("packed"), arg("bias") = none, keywords, arg("family") = "weight_only",
+        arg("out_dtype") = none, arg("x_scale") = none, arg("x_zero_point") = none, arg("symmetric") = true,
+        arg("num_threads") = 0,
+        "y [m, n] = x [m, k] W^T + bias. family 'integer' quantizes x to int8: by x_scale float32 [1] or [m] and "
+        "x_zero_point int32 (x may be int8 then), or row by row, symmetric or not.");
+  m.def("quantize_rows", &quantize_rows, arg("x"), arg("symmetric") = true, keywords, arg("num_threads") = 0,
+        "(int8 [m, k], float32 scale [m], int32 zero point [m]) of x [m, k], as gemm quantizes it.");
+}
+
+}  // namespace lowbit_python
