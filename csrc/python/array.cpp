@@ -48,10 +48,9 @@ std::string dl_dtype_name(dl_dtype t) {
 // ---- checks that both kinds share ----
 
 std::string shape_text(const std::vector<int64_t>& shape) {
-  if (shape.empty()) return "a scalar";
-  std::string text;
-  for (const int64_t size : shape) text += (text.empty() ? "" : " x ") + std::to_string(size);
-  return shape.size() == 1 ? "[" + text + "]" : text;
+  std::string text = "[";
+  for (const int64_t size : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
+  return text + "]";
 }
 
 // Elements between rows if the array is row-major but for them; -1: it is not.
@@ -71,7 +70,7 @@ array read_numpy(py::array a, const char* name, bool rows_only) {
   r.name = name;
   r.dtype = py::str(a.dtype().attr("name")).cast<std::string>();
   if (!a.dtype().attr("isnative").cast<bool>())
-    throw py::type_error(r.name + " has the bytes of its elements swapped: native order");
+    throw py::type_error(r.name + " has byte-swapped elements: they must be in native order");
   r.shape.assign(a.shape(), a.shape() + a.ndim());
   const auto stride_of = [](const py::array& from) {
     std::vector<int64_t> strides(from.strides(), from.strides() + from.ndim());
@@ -93,7 +92,7 @@ array read_dlpack(const py::object& object, const char* name, bool rows_only) {
   const auto device = object.attr("__dlpack_device__")().cast<std::pair<int, int>>();
   if (device.first != dl_cpu)
     throw py::value_error(std::string(name) + " is on DLPack device " + std::to_string(device.first) + ":" +
-                          std::to_string(device.second) + ": on the CPU (1:0)");
+                          std::to_string(device.second) + ": it must be on the CPU (1:0)");
   py::capsule capsule = object.attr("__dlpack__")();
   auto* managed = static_cast<dl_managed_tensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
   if (!managed) throw py::error_already_set();
@@ -110,7 +109,7 @@ array read_dlpack(const py::object& object, const char* name, bool rows_only) {
   r.data = static_cast<const char*>(t.data) + t.byte_offset;
   if (t.strides) {
     r.row_stride = r.size() ? row_stride(r.shape, {t.strides, t.strides + t.ndim}, rows_only) : 0;
-    if (r.row_stride < 0) throw py::value_error(r.name + " is not row-major: pass a contiguous array");
+    if (r.row_stride < 0) throw py::value_error(r.name + " is not row-major: it must be contiguous");
   } else {
     r.row_stride = r.shape.size() == 2 ? r.shape[1] : 1;
   }
@@ -131,12 +130,18 @@ void array::expect_dtype(std::initializer_list<const char*> allowed) const {
     if (dtype == candidate) return;
     list += (list.empty() ? "" : candidate == *(allowed.end() - 1) ? " or " : ", ") + std::string(candidate);
   }
-  throw py::type_error(name + " is " + dtype + ": " + list);
+  throw py::type_error(name + " has dtype " + dtype + ": it must be " + list);
+}
+
+void array::expect_dimensions(size_t wanted) const {
+  if (shape.size() != wanted)
+    throw py::value_error(name + " has shape " + shape_text(shape) + ": it must have " + std::to_string(wanted) +
+                          (wanted == 1 ? " dimension" : " dimensions"));
 }
 
 void array::expect_shape(std::initializer_list<int64_t> wanted) const {
   if (!std::ranges::equal(shape, wanted))
-    throw py::value_error(name + " is " + shape_text(shape) + ": " + shape_text(wanted));
+    throw py::value_error(name + " has shape " + shape_text(shape) + ": it must be " + shape_text(wanted));
 }
 
 lowbit_dtype array::float_dtype() const {
@@ -153,8 +158,8 @@ array read(const py::object& object, const char* name, bool rows_only) {
     return read_numpy(bytes ? numpy.attr("frombuffer")(object, "uint8") : numpy.attr("asarray")(object), name,
                       rows_only);
   }
-  throw py::type_error(std::string(name) + " is " + py::str(py::type::of(object).attr("__name__")).cast<std::string>() +
-                       ": a NumPy array, an array with __dlpack__, or a buffer");
+  throw py::type_error(std::string(name) + " is of type " + py::str(py::type::of(object).attr("__name__")).cast<std::string>() +
+                       ": it must be a NumPy array, an array with __dlpack__, or a buffer");
 }
 
 std::optional<array> read_optional(const py::object& object, const char* name) {
@@ -184,7 +189,7 @@ lowbit_dtype dtype_called(const std::string& name, const char* argument) {
     if (name == dtype_names[i]) return static_cast<lowbit_dtype>(i);
   std::string list;
   for (const char* known : dtype_names) list += (list.empty() ? "" : ", ") + std::string(known);
-  throw py::value_error(std::string(argument) + " is '" + name + "': one of " + list);
+  throw py::value_error(std::string(argument) + " is '" + name + "': it must be one of " + list);
 }
 
 }  // namespace lowbit_python

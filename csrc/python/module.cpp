@@ -54,7 +54,7 @@ lowbit_format_info info_of(lowbit_format format) {
 lowbit_family family_called(const std::string& name) {
   if (name == "weight_only") return LOWBIT_WEIGHT_ONLY;
   if (name == "integer") return LOWBIT_INTEGER;
-  throw py::value_error("family is '" + name + "': weight_only or integer");
+  throw py::value_error("family is '" + name + "': it must be weight_only or integer");
 }
 
 const char* family_name(lowbit_family family) { return family == LOWBIT_WEIGHT_ONLY ? "weight_only" : "integer"; }
@@ -146,7 +146,7 @@ void set_cpu_isa(const std::string& name) {
     if (name == lowbit_cpu_isa_name(i)) return check(lowbit_set_cpu_isa(i));
     known += (i ? ", " : "") + std::string(lowbit_cpu_isa_name(i));
   }
-  throw py::value_error("CPU level is '" + name + "': one of " + known);
+  throw py::value_error("CPU level is '" + name + "': it must be one of " + known);
 }
 
 py::dict build_info() {
@@ -193,7 +193,7 @@ struct packed_weight {
 
   explicit packed_weight(const py::object& object) : bytes(read(object, "packed")), description{} {
     bytes.expect_dtype({"uint8"});
-    if (bytes.shape.size() != 1) bytes.expect_shape({bytes.size()});
+    bytes.expect_dimensions(1);
     check(lowbit_packed_describe(bytes.data, size(), &description));
   }
   size_t size() const { return static_cast<size_t>(bytes.size()); }
@@ -227,14 +227,13 @@ canonical_weight canonical(const py::object& codes, const py::object& scales, co
                            const std::string& format, int64_t group_n, int64_t group_k, std::optional<int64_t> k,
                            float global_scale) {
   if (group_n < 1 || group_k < 1)
-    throw py::value_error("groups of " + std::to_string(group_n) + " x " + std::to_string(group_k) +
-                          ": at least 1 x 1");
+    throw py::value_error("group_n = " + std::to_string(group_n) + ", group_k = " + std::to_string(group_k) +
+                          ": both must be at least 1");
   canonical_weight c{read(codes, "codes"), read(scales, "scales"), read_optional(zero_points, "zero_points"), {}};
   c.w.format = format_called(format);
   const lowbit_format_info info = info_of(c.w.format);
   c.codes.expect_dtype({"uint8", "int8", "float8_e4m3fn", "float8_e5m2"});
-  if (c.codes.shape.size() != 2) throw py::value_error("codes have " + std::to_string(c.codes.shape.size()) +
-                                                       " dimensions: 2, n rows of bytes");
+  c.codes.expect_dimensions(2);
   c.w.n = c.codes.shape[0];
   c.w.k = k.value_or(c.codes.shape[1] * 8 / info.bits);
   c.w.group_n = group_n;
@@ -318,12 +317,11 @@ py::array dequantize(const py::object& codes, const py::object& scales, const py
 py::array encode(const py::object& w, const py::object& divisor, const py::object& zero_points,
                  const std::string& format, int64_t group_n, int64_t group_k, int num_threads) {
   if (group_n < 1 || group_k < 1)
-    throw py::value_error("groups of " + std::to_string(group_n) + " x " + std::to_string(group_k) +
-                          ": at least 1 x 1");
+    throw py::value_error("group_n = " + std::to_string(group_n) + ", group_k = " + std::to_string(group_k) +
+                          ": both must be at least 1");
   const array weight = read(w, "w"), divisors = read(divisor, "divisor");
   const std::optional<array> zeros = read_optional(zero_points, "zero_points");
-  if (weight.shape.size() != 2)
-    throw py::value_error("w has " + std::to_string(weight.shape.size()) + " dimensions: 2");
+  weight.expect_dimensions(2);
   lowbit_encode_args args{};
   args.format = format_called(format);
   args.n = weight.shape[0];
@@ -351,7 +349,7 @@ py::array encode(const py::object& w, const py::object& divisor, const py::objec
 
 array read_rows(const py::object& object) {
   array x = read(object, "x", /*rows_only=*/true);
-  if (x.shape.size() != 2) throw py::value_error("x has " + std::to_string(x.shape.size()) + " dimensions: 2, m x k");
+  x.expect_dimensions(2);
   return x;
 }
 
@@ -390,7 +388,7 @@ py::array gemm(const py::object& given_x, const py::object& packed, const py::ob
     args.num_x_scales = scale->size();
   }
   if (zero_point) {
-    if (!scale) throw py::value_error("x_zero_point without x_scale");
+    if (!scale) throw py::value_error("x_zero_point is given without x_scale");
     zero_point->expect_dtype({"int32"});
     if (zero_point->size() != scale->size())
       throw py::value_error("x_zero_point has " + std::to_string(zero_point->size()) + " elements and x_scale " +

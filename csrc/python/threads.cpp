@@ -1,16 +1,20 @@
 #include "threads.h"
 
 #include <pthread.h>
+#include <pybind11/pybind11.h>
 
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <mutex>
+#include <string>
 #include <thread>
 
 namespace lowbit_python {
 namespace {
+
+constexpr int max_threads = 1024;
 
 // One call's work in equal parts; whoever is free takes the next.
 struct job {
@@ -84,6 +88,9 @@ void run(void* context, int64_t count, void (*body)(void* arg, int64_t begin, in
 }  // namespace
 
 lowbit_parallel threads(int num_threads) {
+  if (num_threads < 0 || num_threads > max_threads)
+    throw pybind11::value_error("num_threads is " + std::to_string(num_threads) + ": it must be 0 to " +
+                                std::to_string(max_threads));
   const int n = num_threads > 0 ? num_threads : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   return {run, reinterpret_cast<void*>(static_cast<intptr_t>(n)), n};
 }

@@ -49,28 +49,29 @@ lowbit_format format_called(const std::string& name) {
 lowbit_dtype float_dtype(dtype which, const char* argument) {
   for (const lowbit_dtype d : {LOWBIT_F32, LOWBIT_BF16, LOWBIT_F16})
     if (which == torch_dtype(d)) return d;
-  invalid(std::string(argument) + " is " + name_of(which) + ": float32, float16 or bfloat16");
+  invalid(std::string(argument) + " has dtype " + name_of(which) + ": it must be float32, float16 or bfloat16");
 }
 
 void expect_dtype(const tensor& t, const char* argument, dtype wanted) {
-  if (!(t.type() == wanted)) invalid(std::string(argument) + " is " + name_of(t.type()) + ": " + name_of(wanted));
+  if (!(t.type() == wanted))
+    invalid(std::string(argument) + " has dtype " + name_of(t.type()) + ": it must be " + name_of(wanted));
 }
 
 void expect_shape(const tensor& t, const char* argument, std::initializer_list<int64_t> sizes) {
   if (!std::ranges::equal(t.sizes(), sizes))
-    invalid(std::string(argument) + " is " + shape_text(t.sizes()) + ": " +
+    invalid(std::string(argument) + " has shape " + shape_text(t.sizes()) + ": it must be " +
             shape_text(std::span<const int64_t>(sizes.begin(), sizes.size())));
 }
 
 void expect_contiguous(const tensor& t, const char* argument) {
-  if (!t.is_contiguous()) invalid(std::string(argument) + " is not contiguous");
+  if (!t.is_contiguous()) invalid(std::string(argument) + " is not contiguous: it must be");
 }
 
 int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
 packed_weight::packed_weight(const tensor& packed) {
   expect_dtype(packed, "packed", uint8_type());
-  if (packed.dim() != 1) invalid("packed is " + shape_text(packed.sizes()) + ": one dimension of bytes");
+  if (packed.dim() != 1) invalid("packed has shape " + shape_text(packed.sizes()) + ": it must have one dimension");
   expect_contiguous(packed, "packed");
   data = packed.data();
   bytes = static_cast<size_t>(packed.numel());

@@ -31,7 +31,7 @@ int64_t row_stride(const tensor& x, int64_t k) {
 }
 
 rows rows_of(tensor x) {
-  if (x.dim() == 0) invalid("x is a scalar: its last dimension is k");
+  if (x.dim() == 0) invalid("x has shape []: it must have at least the dimension k");
   const int64_t k = x.sizes().back(), numel = x.numel();
   int64_t m = 1;
   for (const int64_t size : x.sizes().first(x.sizes().size() - 1)) m *= size;
@@ -97,7 +97,8 @@ tensor weight_only(tensor x, const tensor& packed, std::optional<tensor> bias, i
 tensor integer(tensor x, const tensor& packed, std::optional<tensor> bias, int64_t n, std::optional<tensor> x_scale,
                std::optional<tensor> x_zero_point, bool symmetric, dtype out_dtype) {
   const dtype type = x.type();
-  const lowbit_dtype x_dtype = type == int8_type() && x_scale ? LOWBIT_I8 : float_dtype(type, "x without x_scale");
+  if (type == int8_type() && !x_scale) invalid("x has dtype int8: it must come with x_scale");
+  const lowbit_dtype x_dtype = type == int8_type() ? LOWBIT_I8 : float_dtype(type, "x");
   float_dtype(out_dtype, "out_dtype");
   call c(LOWBIT_INTEGER, rows_of(std::move(x)), x_dtype, packed, std::move(bias), n, out_dtype);
   c.args.activation = symmetric ? LOWBIT_DYNAMIC_SYMMETRIC : LOWBIT_DYNAMIC_ASYMMETRIC;
@@ -109,7 +110,7 @@ tensor integer(tensor x, const tensor& packed, std::optional<tensor> bias, int64
     c.args.num_x_scales = x_scale->numel();
   }
   if (x_zero_point) {
-    if (!x_scale) invalid("x_zero_point without x_scale");
+    if (!x_scale) invalid("x_zero_point is given without x_scale");
     expect_dtype(*x_zero_point, "x_zero_point", int32_type());
     expect_contiguous(*x_zero_point, "x_zero_point");
     if (x_zero_point->numel() != x_scale->numel())
@@ -122,7 +123,7 @@ tensor integer(tensor x, const tensor& packed, std::optional<tensor> bias, int64
 }
 
 std::tuple<tensor, tensor, tensor> quantize_rows(tensor x, bool symmetric) {
-  if (x.dim() != 2) invalid("x is " + shape_text(x.sizes()) + ": two dimensions");
+  if (x.dim() != 2) invalid("x has shape " + shape_text(x.sizes()) + ": it must have two dimensions");
   const lowbit_dtype x_dtype = float_dtype(x.type(), "x");
   const rows r = rows_of(std::move(x));
   const int64_t sizes[] = {r.m, r.k}, m[] = {r.m};

@@ -39,10 +39,9 @@ const char* name_of(dtype which) {
 }
 
 std::string shape_text(std::span<const int64_t> sizes) {
-  if (sizes.empty()) return "a scalar";
-  std::string text;
-  for (const int64_t size : sizes) text += (text.empty() ? "" : " x ") + std::to_string(size);
-  return sizes.size() == 1 ? "[" + text + "]" : text;
+  std::string text = "[";
+  for (const int64_t size : sizes) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
+  return text + "]";
 }
 
 tensor tensor::empty(std::span<const int64_t> sizes, dtype of) {

@@ -28,7 +28,7 @@ inline dtype int8_type() { return {aoti_torch_dtype_int8()}; }
 inline dtype uint8_type() { return {aoti_torch_dtype_uint8()}; }
 inline dtype int32_type() { return {aoti_torch_dtype_int32()}; }
 const char* name_of(dtype which);
-std::string shape_text(std::span<const int64_t> sizes);  // "4096 x 11008"
+std::string shape_text(std::span<const int64_t> sizes);  // "[4096, 11008]"
 
 // An owned reference to a tensor.
 class tensor {

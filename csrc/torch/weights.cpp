@@ -15,9 +15,10 @@ struct canonical_weight {
 canonical_weight canonical(const tensor& codes, const tensor& scales, const std::optional<tensor>& zero_points,
                            double global_scale, const std::string& format, int64_t n, int64_t k, int64_t group_n,
                            int64_t group_k) {
-  if (n < 1 || k < 1) invalid("a weight of " + std::to_string(n) + " x " + std::to_string(k));
+  if (n < 1 || k < 1) invalid("n = " + std::to_string(n) + ", k = " + std::to_string(k) + ": both must be at least 1");
   if (group_n < 1 || group_k < 1)
-    invalid("groups of " + std::to_string(group_n) + " x " + std::to_string(group_k) + ": at least 1 x 1");
+    invalid("group_n = " + std::to_string(group_n) + ", group_k = " + std::to_string(group_k) +
+            ": both must be at least 1");
   lowbit_weight w{};
   w.format = format_called(format);
   lowbit_format_info info;
@@ -114,11 +115,12 @@ tensor dequantize(const tensor& codes, const tensor& scales, const std::optional
 
 tensor encode(const tensor& w, const tensor& divisor, const std::optional<tensor>& zero_points,
               const std::string& format, int64_t group_n, int64_t group_k) {
-  if (w.dim() != 2) invalid("w is " + shape_text(w.sizes()) + ": two dimensions");
+  if (w.dim() != 2) invalid("w has shape " + shape_text(w.sizes()) + ": it must have two dimensions");
   const int64_t n = w.sizes()[0], k = w.sizes()[1];
-  if (n < 1 || k < 1) invalid("a weight of " + std::to_string(n) + " x " + std::to_string(k));
+  if (n < 1 || k < 1) invalid("n = " + std::to_string(n) + ", k = " + std::to_string(k) + ": both must be at least 1");
   if (group_n < 1 || group_k < 1)
-    invalid("groups of " + std::to_string(group_n) + " x " + std::to_string(group_k) + ": at least 1 x 1");
+    invalid("group_n = " + std::to_string(group_n) + ", group_k = " + std::to_string(group_k) +
+            ": both must be at least 1");
   lowbit_encode_args args{};
   args.format = format_called(format);
   lowbit_format_info info;
