@@ -1,0 +1,229 @@
+"""compressed-tensors' names and layouts of quantized tensors, which ``state_dict()`` writes.
+
+===========================  ==========================================================================================
+pack-quantized               int4, int8 with floating-point activations, int4 with int8 ones:
+                             ``weight_packed`` int32 [n, ceil(k * bits / 32)], code + 2^(bits - 1), low bits first;
+                             ``weight_scale``; ``weight_shape`` int64 [2]; asymmetric: ``weight_zero_point`` int32
+                             [ceil(rows * bits / 32), columns], packed down the rows of the scales
+int-quantized                int8 with int8 activations: ``weight`` int8 [n, k], ``weight_scale``, ``weight_zero_point``
+float-quantized, mxfp8       ``weight`` float8 [n, k], ``weight_scale`` (mxfp8: uint8, the bytes of E8M0)
+nvfp4-, mxfp4-pack-quantized ``weight_packed`` uint8 [n, k / 2], ``weight_scale`` (float8_e4m3fn; uint8),
+                             nvfp4: ``weight_global_scale`` float32 [1], which divides
+fp4_e2m1, nf4                (not known to compressed-tensors) as nvfp4, with a floating-point ``weight_scale``
+static activations           ``input_scale`` float32 [1], ``input_zero_point`` int8 [1]
+===========================  ==========================================================================================
+
+``weight_scale`` is [ceil(n / group_n), ceil(k / group_k)], or [1] for one scale for the whole tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lowbit.formats import Format, describe_shape, dtype_name, num_groups
+from lowbit.tensor import QuantizedTensor
+
+# Every name that a weight's tensors may have.
+WEIGHT_NAMES = (
+    "weight",
+    "weight_packed",
+    "weight_scale",
+    "weight_zero_point",
+    "weight_global_scale",
+    "weight_shape",
+)
+
+
+def write_weight(quantized: QuantizedTensor, integer_activations: bool) -> dict[str, Tensor]:
+    """The tensors of a weight, by name, in the order in which checkpoints list them."""
+    fmt = quantized.format
+    codes, scales, zero_points = quantized.canonical()
+    if scales.dtype == torch.float8_e8m0fnu:
+        scales = scales.view(torch.uint8)
+    rows, columns = scales.shape
+    shape = (1,) if rows * columns == 1 and quantized.shape[0] > 1 else (rows, columns)
+    tensors: dict[str, Tensor] = {}
+    if not _is_packed_int(fmt, integer_activations):
+        tensors["weight" if fmt.bits == 8 else "weight_packed"] = codes
+        tensors["weight_scale"] = scales.reshape(shape)
+        if zero_points is not None:
+            tensors["weight_zero_point"] = zero_points.reshape(shape)
+        if fmt.global_scale:
+            inverse = torch.tensor([1.0 / quantized.global_scale], dtype=torch.float32)
+            tensors["weight_global_scale"] = inverse.to(codes.device)
+        return tensors
+    tensors["weight_packed"] = _words(_biased(codes) if fmt.bits == 8 else codes)
+    tensors["weight_scale"] = scales.reshape(shape)
+    tensors["weight_shape"] = torch.tensor(quantized.shape)
+    if zero_points is not None:
+        tensors["weight_zero_point"] = _pack_zero_points(zero_points, fmt) if shape != (1,) else zero_points.reshape(1)
+    return tensors
+
+
+def missing_names(
+    tensors: Mapping[str, Tensor], fmt: Format, zero_points: bool, integer_activations: bool
+) -> list[str]:
+    """Names that a weight of this format needs and ``tensors`` does not have."""
+    needed = ["weight_scale"]
+    if fmt.zero_point:
+        if "weight" not in tensors:
+            packed = _is_packed_int(fmt, integer_activations) or "weight_packed" in tensors
+            needed = ["weight_packed", "weight_scale", "weight_shape"] if packed else ["weight", "weight_scale"]
+    else:
+        needed.insert(0, "weight" if fmt.bits == 8 else "weight_packed")
+    if zero_points:
+        needed.append("weight_zero_point")
+    if fmt.global_scale:
+        needed.append("weight_global_scale")
+    return [name for name in needed if name not in tensors]
+
+
+def read_weight(
+    tensors: Mapping[str, Tensor],
+    fmt: Format,
+    shape: tuple[int, int],
+    group: tuple[int, int],
+    zero_points: bool,
+    signed_scales: bool,
+    name: str = "",
+) -> QuantizedTensor:
+    """A weight from its tensors. Integer ones may be pack-quantized or int-quantized, whatever ``write_weight`` does.
+
+    Args:
+        tensors: by name, none of ``missing_names`` missing.
+        name: what the tensors' names begin with, for messages.
+
+    Raises:
+        TypeError, ValueError: tensors of the wrong dtype or shape, or with values that cannot be.
+    """
+    reader = _Reader(tensors, name)
+    n, k = shape
+    if "weight" in tensors and "weight_packed" in tensors:
+        raise ValueError(f"{name}weight and {name}weight_packed: one of them is needed, not both")
+    if fmt.zero_point and "weight_packed" in tensors:
+        codes = reader.take("weight_packed", torch.int32, (n, -(-k * fmt.bits // 32)))
+        codes = codes.contiguous().view(torch.uint8)[:, : fmt.row_bytes(k)]
+        codes = _biased(codes).view(torch.int8) if fmt.bits == 8 else codes
+        reader.expect_shape(shape)
+    elif fmt.zero_point:
+        codes = reader.take("weight", torch.int8, shape)
+        codes = codes if fmt.bits == 8 else _nibbles_of_int8(codes, fmt, name)
+    else:
+        stored = "weight" if fmt.bits == 8 else "weight_packed"
+        if stored in tensors and tensors[stored].dtype in (torch.float32, torch.float16, torch.bfloat16):
+            raise TypeError(
+                f"{name}{stored} is {dtype_name(tensors[stored].dtype)}: this is a floating-point checkpoint; load it "
+                f"into torch.nn.Linear and quantize that"
+            )
+        codes = reader.take(stored, fmt.storage, (n, fmt.row_bytes(k)))
+    groups = num_groups(shape, group)
+    scales = reader.take("weight_scale", None, groups)
+    zeros = None
+    if zero_points:
+        zeros = tensors["weight_zero_point"]
+        if zeros.dtype == torch.int32:
+            packed = reader.take("weight_zero_point", None, _packed_rows(groups, fmt))
+            zeros = _unpack_zero_points(packed, groups[0], fmt)
+        else:
+            zeros = reader.take("weight_zero_point", torch.int8, groups)
+    elif "weight_zero_point" in tensors and tensors["weight_zero_point"].device.type != "meta":
+        given = tensors["weight_zero_point"]
+        if given.to(torch.float32).any():
+            raise ValueError(f"{name}weight_zero_point is not all 0: the layer's scheme is symmetric")
+    global_scale = 1.0
+    if fmt.global_scale:
+        inverse = reader.take("weight_global_scale", torch.float32, (1,))
+        if inverse.device.type != "meta":
+            value = float(inverse)
+            if not 0 < value < float("inf"):
+                raise ValueError(f"{name}weight_global_scale is {value:g}: it must be positive and finite")
+            global_scale = 1.0 / value
+    try:
+        return QuantizedTensor(
+            codes,
+            scales,
+            zeros,
+            format=fmt.name,
+            shape=shape,
+            group=group,
+            global_scale=global_scale,
+            signed_scales=signed_scales,
+        )
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}weight: {error}") from None
+
+
+class _Reader:
+    """Takes tensors by name and says which one is wrong."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], name: str) -> None:
+        self.tensors, self.name = tensors, name
+
+    def take(self, name: str, dtype: torch.dtype | None, shape: tuple[int, ...]) -> Tensor:
+        tensor = self.tensors[name]
+        if dtype is not None and tensor.dtype != dtype:
+            raise TypeError(f"{self.name}{name} is {dtype_name(tensor.dtype)}: {dtype_name(dtype)} is needed")
+        one = shape in ((1, 1), (1,)) and tensor.numel() == 1
+        if tuple(tensor.shape) != shape and not one:
+            raise ValueError(
+                f"{self.name}{name} is {describe_shape(tuple(tensor.shape))}: {describe_shape(shape)} is needed"
+            )
+        return tensor.detach().reshape(shape)
+
+    def expect_shape(self, shape: tuple[int, int]) -> None:
+        stated = self.take("weight_shape", None, (2,))
+        if stated.device.type != "meta" and tuple(stated.tolist()) != shape:
+            raise ValueError(f"{self.name}weight_shape is {stated.tolist()}: {list(shape)} is needed")
+
+
+def _is_packed_int(fmt: Format, integer_activations: bool) -> bool:
+    return fmt.zero_point and not (fmt.bits == 8 and integer_activations)
+
+
+def _biased(codes: Tensor) -> Tensor:
+    """Two's complement <-> plus 128, as uint8."""
+    return codes.view(torch.uint8) ^ 0x80
+
+
+def _words(rows: Tensor) -> Tensor:
+    """uint8 [rows, bytes] -> int32 [rows, ceil(bytes / 4)], the last word filled with 0."""
+    rows = rows.view(torch.uint8)
+    return F.pad(rows, (0, -rows.shape[1] % 4)).view(torch.int32)
+
+
+def _nibbles(values: Tensor) -> Tensor:
+    """uint8 [rows, columns] of 0 .. 15 -> uint8 [rows, ceil(columns / 2)], the even ones low."""
+    values = F.pad(values, (0, values.shape[1] % 2))
+    return values[:, ::2] | values[:, 1::2] << 4
+
+
+def _nibbles_of_int8(codes: Tensor, fmt: Format, name: str) -> Tensor:
+    if codes.device.type != "meta":
+        bad = (codes < fmt.lowest) | (codes > fmt.largest)
+        if bad.any():
+            raise ValueError(
+                f"{name}weight has {int(bad.sum())} codes out of range, {int(codes[bad][0])} among them: {fmt.name} "
+                f"allows {fmt.lowest:g} to {fmt.largest:g}"
+            )
+    return _nibbles((codes - int(fmt.lowest)).view(torch.uint8))
+
+
+def _packed_rows(groups: tuple[int, int], fmt: Format) -> tuple[int, int]:
+    return -(-groups[0] * fmt.bits // 32), groups[1]
+
+
+def _pack_zero_points(zero_points: Tensor, fmt: Format) -> Tensor:
+    """int8 [rows, columns] -> int32 [ceil(rows * bits / 32), columns]."""
+    stored = (zero_points.to(torch.int16) - int(fmt.lowest)).to(torch.uint8).t().contiguous()
+    return _words(_nibbles(stored) if fmt.bits == 4 else stored).t().contiguous()
+
+
+def _unpack_zero_points(packed: Tensor, rows: int, fmt: Format) -> Tensor:
+    stored = packed.t().contiguous().view(torch.uint8)
+    if fmt.bits == 4:
+        stored = torch.stack((stored & 15, stored >> 4), -1).flatten(1)
+    return (stored[:, :rows].to(torch.int16) + int(fmt.lowest)).to(torch.int8).t().contiguous()

@@ -1,0 +1,177 @@
+"""``lowbit.linear``: one multiplication by a quantized weight, its arguments checked and explained."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from lowbit.formats import FLOATS, describe_shape, dtype_name
+from lowbit.ops import ops
+from lowbit.tensor import QuantizedTensor
+
+
+def linear(
+    x: Tensor,
+    weight: QuantizedTensor | Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    symmetric: bool = True,
+    x_scale: Tensor | float | None = None,
+    x_zero_point: Tensor | int | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """As ``torch.nn.functional.linear`` with a quantized weight: y = x W^T + bias.
+
+    Differentiable in x and bias; with ``activation="int8"`` the rounding of x is passed straight through.
+
+    Args:
+        x: [..., k] float32, float16 or bfloat16, any strides; int8 with ``activation="int8"`` and ``x_scale``.
+        weight: [n, k]. A ``QuantizedTensor`` is packed by its first use, and holds the packed form from then on. A
+            tensor is taken for a packed weight: uint8 [packed bytes].
+        bias: [n] float32, float16 or bfloat16.
+        activation: None multiplies in floating point. ``"int8"`` (int4 and int8 weights) quantizes x and sums
+            integers exactly.
+        symmetric: False gives every row of x a zero point as well. Only ``activation="int8"`` without ``x_scale``.
+        x_scale: None: every row of x gets a scale of its own. Else the static scale of x, one number or one for
+            each row ([1] or [rows]), positive: x = (q - x_zero_point) * x_scale.
+        x_zero_point: with ``x_scale``, in -128 .. 127, as many as scales; None: 0.
+        out_dtype: float32, float16 or bfloat16; None: x's (float32 where x is int8), or autocast's. Only
+            ``activation="int8"``.
+
+    Returns:
+        [..., n].
+
+    Raises:
+        TypeError: a dtype that is not taken.
+        ValueError: shapes or devices that do not fit, scales or zero points out of range, a corrupt packed weight.
+    """
+    if not isinstance(weight, QuantizedTensor):
+        weight = QuantizedTensor.from_packed(weight)
+    n, k = weight.shape
+    packed = weight.pack()
+    if activation not in (None, "int8"):
+        raise ValueError(f"activation is {activation!r}: it must be None or 'int8'")
+    static = activation == "int8" and x_scale is not None
+    check_activation(x, k, packed.device, int8=static)
+    check_bias(bias, n, packed.device)
+    if activation is None:
+        given = [
+            name
+            for name, value, default in (
+                ("symmetric", symmetric, True),
+                ("x_scale", x_scale, None),
+                ("x_zero_point", x_zero_point, None),
+                ("out_dtype", out_dtype, None),
+            )
+            if value is not default
+        ]
+        if given:
+            raise ValueError(f"{', '.join(given)}: only activation='int8' takes this")
+        result: Tensor = ops.weight_only(x, packed, bias, n)
+        return result
+    if not weight.format.zero_point:
+        raise ValueError(f"activation is 'int8': it needs an integer weight, not {weight.format.name}")
+    if x_scale is None and x_zero_point is not None:
+        raise ValueError("x_zero_point without x_scale: give both, or none for dynamic quantization")
+    scale = zero_point = None
+    if x_scale is not None:
+        scale, zero_point = static_scale(x_scale, x_zero_point, packed.device, x.numel() // k)
+    return integer(x, packed, bias, n, scale, zero_point, symmetric, out_dtype, torch.float32)
+
+
+def integer(
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    n: int,
+    x_scale: Tensor | None,
+    x_zero_point: Tensor | None,
+    symmetric: bool,
+    out_dtype: torch.dtype | None,
+    int8_out_dtype: torch.dtype,
+) -> Tensor:
+    """The ``integer`` op, its result in ``out_dtype``, else in x's dtype, else (x is int8) in ``int8_out_dtype``."""
+    if out_dtype is None:
+        out_dtype = x.dtype if x.is_floating_point() else int8_out_dtype
+    elif out_dtype not in FLOATS:
+        raise TypeError(f"out_dtype is {dtype_name(out_dtype)}: it must be float32, float16 or bfloat16")
+    result: Tensor = ops.integer(x, packed, bias, n, x_scale, x_zero_point, symmetric, out_dtype)
+    return result
+
+
+def check_activation(x: Any, k: int, device: torch.device, int8: bool = False) -> None:
+    """Refuses an x that the ops do not take: cheap, as every forward pass calls it."""
+    if (
+        not isinstance(x, Tensor)
+        or not (x.dtype in FLOATS or (int8 and x.dtype == torch.int8))
+        or x.dim() == 0
+        or x.shape[-1] != k
+        or x.device != device
+    ):
+        _refuse_activation(x, k, device, int8)
+
+
+def _refuse_activation(x: Any, k: int, device: torch.device, int8: bool) -> NoReturn:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x is a {type(x).__name__}: it must be a torch.Tensor")
+    if not (x.dtype in FLOATS or (int8 and x.dtype == torch.int8)):
+        allowed = "float32, float16, bfloat16 or int8" if int8 else "float32, float16 or bfloat16"
+        hint = " (int8 needs activation='int8' and a static scale)" if x.dtype == torch.int8 else ""
+        raise TypeError(f"x is {dtype_name(x.dtype)}: it must be {allowed}{hint}")
+    if x.dim() == 0 or x.shape[-1] != k:
+        raise ValueError(f"x is {describe_shape(tuple(x.shape))}: its last dimension must be {k}, the inputs of W")
+    raise ValueError(f"x is on {x.device}, the weight on {device}: they must be on one device")
+
+
+def check_bias(bias: Any, n: int, device: torch.device) -> None:
+    """Refuses a bias that the ops do not take."""
+    if bias is None:
+        return
+    if not isinstance(bias, Tensor):
+        raise TypeError(f"bias is a {type(bias).__name__}: it must be a torch.Tensor or None")
+    if bias.dtype not in FLOATS:
+        raise TypeError(f"bias is {dtype_name(bias.dtype)}: it must be float32, float16 or bfloat16")
+    if tuple(bias.shape) != (n,):
+        raise ValueError(f"bias is {describe_shape(tuple(bias.shape))}: it must be [{n}], one for each output")
+    if bias.device != device:
+        raise ValueError(f"bias is on {bias.device}, the weight on {device}: they must be on one device")
+
+
+def static_scale(
+    scale: Tensor | float, zero_point: Tensor | int | None, device: torch.device, rows: int | None
+) -> tuple[Tensor, Tensor | None]:
+    """float32 [1] or [rows] and int32 of the same shape: the static scale of activations, checked.
+
+    Args:
+        rows: how many rows of activations there are; None: one scale is needed.
+
+    Raises:
+        TypeError, ValueError: what is wrong with them.
+    """
+    scale = torch.as_tensor(scale, device=device)
+    if not scale.is_floating_point():
+        raise TypeError(f"x_scale is {dtype_name(scale.dtype)}: it must be a floating-point number or tensor")
+    scale = scale.detach().float().reshape(-1).contiguous()
+    if scale.numel() != 1 and scale.numel() != rows:
+        expected = "1" if rows is None else f"1 or {rows}, the rows of x"
+        raise ValueError(f"x_scale has {scale.numel()} numbers: it must have {expected}")
+    # looking at values would break a graph that is being traced
+    look = scale.device.type != "meta" and not torch.compiler.is_compiling()
+    if look and not (scale.isfinite() & (scale > 0)).all():
+        bad = scale[~(scale.isfinite() & (scale > 0))][0].item()
+        raise ValueError(f"x_scale holds {bad:g}: every scale must be positive and finite")
+    if zero_point is None:
+        return scale, None
+    zero_point = torch.as_tensor(zero_point, device=device)
+    if zero_point.is_floating_point() or zero_point.dtype == torch.bool:
+        raise TypeError(f"x_zero_point is {dtype_name(zero_point.dtype)}: it must be an integer")
+    zero_point = zero_point.reshape(-1)
+    if zero_point.numel() != scale.numel():
+        raise ValueError(f"x_zero_point has {zero_point.numel()} numbers, x_scale {scale.numel()}: as many are needed")
+    if look and ((zero_point < -128) | (zero_point > 127)).any():
+        bad = zero_point[(zero_point < -128) | (zero_point > 127)][0].item()
+        raise ValueError(f"x_zero_point holds {bad}: every one must be in -128 to 127")
+    return scale, zero_point.to(torch.int32).contiguous()

@@ -1,0 +1,142 @@
+"""What is built, what runs here, and which kernel a problem gets."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lowbit import formats
+from lowbit._load import core
+from lowbit.quantizers.scheme import Scheme
+from lowbit.tensor import QuantizedTensor
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One kernel, and whether it runs the problem.
+
+    Attributes:
+        kernel: its name.
+        chosen: it is the one that runs.
+        reason: why it is not; nothing for the chosen one.
+    """
+
+    kernel: str
+    chosen: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Which kernel a problem gets, and why the others were refused; prints as a list.
+
+    Attributes:
+        problem: the problem in words.
+        candidates: every kernel of the family, best first.
+    """
+
+    problem: str
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def kernel(self) -> str | None:
+        """The chosen kernel's name; None: no kernel runs this."""
+        return next((row.kernel for row in self.candidates if row.chosen), None)
+
+    def __str__(self) -> str:
+        width = max((len(row.kernel) for row in self.candidates), default=0)
+        lines = [
+            f"  {'->' if row.chosen else '  '} {row.kernel.ljust(width)}  {'chosen' if row.chosen else row.reason}"
+            for row in self.candidates
+        ]
+        return "\n".join((self.problem, *lines))
+
+
+def explain(
+    what: Scheme | str | QuantizedTensor | torch.nn.Module,
+    m: int,
+    n: int | None = None,
+    k: int | None = None,
+    *,
+    x_dtype: torch.dtype | str = torch.bfloat16,
+    **choices: Any,
+) -> Explanation:
+    """Which kernel multiplies m rows of activations by such a weight on this machine.
+
+    Args:
+        what: a preset's name or a ``Scheme`` (then n and k are needed), a ``lowbit.nn.Linear``, or a
+            ``QuantizedTensor`` (taken as weight-only).
+        m: rows of x.
+        n, k: outputs and inputs of the weight.
+        x_dtype: of the activations.
+        choices: attributes of the scheme to change.
+
+    Raises:
+        TypeError, ValueError: a scheme, size or dtype that cannot be.
+    """
+    if isinstance(what, QuantizedTensor):
+        scheme = Scheme(what.format.name, group_size=what.group, symmetric=not what.has_zero_points)
+        (n, k), group_k = what.shape, what.group[1]
+    elif isinstance(what, torch.nn.Module):
+        from lowbit.nn import Linear
+
+        if not isinstance(what, Linear):
+            raise TypeError(f"a {type(what).__name__}: explain takes a lowbit.nn.Linear")
+        scheme, n, k = what.scheme, what.out_features, what.in_features
+        group_k = scheme.group(n, k)[1]
+    else:
+        scheme = Scheme.of(what, **choices)
+        if n is None or k is None:
+            raise TypeError("explain needs n and k, the outputs and inputs of the weight")
+        group_k = scheme.group(n, k)[1]
+    if m < 0 or n < 1 or k < 1:
+        raise ValueError(f"m = {m}, n = {n}, k = {k}: m must be at least 0, n and k at least 1")
+    dtype = x_dtype if isinstance(x_dtype, str) else formats.dtype_name(x_dtype)
+    rows = core().explain(scheme.family, scheme.format, m, n, k, group_k, dtype)
+    return Explanation(
+        f"{scheme.family} {scheme.format}: m = {m}, n = {n}, k = {k}, groups of {group_k}, {dtype} activations, "
+        f"CPU level {core().cpu_isa()}",
+        tuple(Candidate(row["kernel"], bool(row["chosen"]), "" if row["chosen"] else row["reason"]) for row in rows),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Of what matters to a bug report."""
+    return {
+        "lowbit": core().version(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
+
+
+def summary() -> str:
+    """What ``python -m lowbit`` prints: versions, CPU features, levels, formats and kernels."""
+    c = core()
+    lines = ["lowbit " + c.version()]
+    lines += [f"  {name:<10}{value}" for name, value in versions().items() if name != "lowbit"]
+    lines += [f"  {name:<10}{value}" for name, value in c.build_info().items()]
+    lines += ["", f"CPU: {' '.join(c.cpu_features())}", "CPU levels, worst first:"]
+    for isa in c.cpu_isas():
+        state = "in use" if isa["name"] == c.cpu_isa() else "supported" if isa["supported"] else "not on this machine"
+        lines.append(f"  {isa['name']:<14}{state}")
+    lines += ["", "formats:"]
+    for fmt in formats.table().values():
+        block = f"blocks of {fmt.block_n} x {fmt.block_k}" if fmt.block_k else "any group"
+        also = (", zero points" if fmt.zero_point else "") + (", global scale" if fmt.global_scale else "")
+        lines.append(f"  {fmt.name:<10}{fmt.bits} bits, {block}, {fmt.scale_dtype or 'float'} scales{also}")
+    kernels = c.kernels()
+    runnable = sum(1 for kernel in kernels if kernel["runnable"])
+    lines += ["", f"kernels: {len(kernels)} built, {runnable} runnable here"]
+    width = max((len(kernel["name"]) for kernel in kernels), default=0)
+    for kernel in kernels:
+        tile = f"{kernel['mr']} x {kernel['nr']} x {kernel['kr']}"
+        extra = "batch-invariant" if kernel["batch_invariant"] else ""
+        mark = "*" if kernel["runnable"] else " "
+        where = f"{kernel['isa']:<12}{kernel['family']:<12}"
+        lines.append(f"  {mark} {kernel['name']:<{width}}  {where} tile {tile:<14}{extra}".rstrip())
+    lines.append("* runs on this machine at the level in use")
+    return "\n".join(lines)

@@ -1,0 +1,441 @@
+"""``lowbit.nn.Linear``: ``torch.nn.Linear`` over a quantized weight."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowbit import formats
+from lowbit.checkpoints import compressed_tensors as names
+from lowbit.formats import describe_shape, dtype_name
+from lowbit.functional import check_activation, integer, static_scale
+from lowbit.ops import ops
+from lowbit.quantizers import quantize
+from lowbit.quantizers.scheme import Scheme
+from lowbit.tensor import QuantizedTensor
+
+_INPUT_NAMES = ("input_scale", "input_zero_point")
+
+
+class Linear(nn.Module):
+    """y = x W^T + bias with a quantized W: a drop-in for ``torch.nn.Linear``.
+
+    The weight is held once, packed for the kernels, in the buffer ``packed``. ``state_dict()`` writes its canonical
+    form under compressed-tensors' names (lowbit/checkpoints/compressed_tensors.py), loading packs it again.
+    ``weight`` decodes it anew whenever it is asked for, so that code which looks at ``layer.weight`` still works.
+
+    The weight is frozen; gradients reach x and the bias. ``.to(dtype)`` casts the bias and the dtype of ``weight``;
+    codes and scales stay as they are, since a cast would change the weight. Kernels take float32, float16 and
+    bfloat16 activations whatever that dtype is, and answer in the activation's.
+
+    Args:
+        in_features, out_features, bias, device, dtype: as ``torch.nn.Linear``; the weight is initialised as it
+            initialises its own, then quantized. On the meta device nothing is computed: load a state dict with
+            ``assign=True``.
+        scheme: a preset's name or a ``Scheme``.
+        input_scale: static schemes: x = (q - input_zero_point) * input_scale, positive.
+        input_zero_point: static asymmetric schemes: in -128 .. 127.
+
+    Shape:
+        x [..., in_features] -> y [..., out_features].
+    """
+
+    packed: Tensor
+    bias: nn.Parameter | None
+    input_scale: Tensor | None
+    input_zero_point: Tensor | None
+    _like: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        scheme: Scheme | str = "W4A16",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        input_scale: Tensor | float | None = None,
+        input_zero_point: Tensor | int | None = None,
+    ) -> None:
+        super().__init__()
+        scheme = Scheme.of(scheme)
+        weight = torch.empty(out_features, in_features, device=device, dtype=dtype)
+        offset = torch.empty(out_features, device=device, dtype=dtype) if bias else None
+        if weight.dtype not in formats.FLOATS:
+            raise TypeError(f"dtype is {dtype_name(weight.dtype)}: it must be float32, float16 or bfloat16")
+        if weight.is_meta:
+            packed = _meta_packed(scheme, weight)
+            global_scale = 1.0
+        else:
+            nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
+            if offset is not None:
+                bound = 1 / math.sqrt(in_features)
+                nn.init.uniform_(offset, -bound, bound)
+            quantized = quantize(weight, scheme)
+            packed, global_scale = quantized.pack(), quantized.global_scale
+        if input_scale is None and not scheme.activation_dynamic:  # a place for load_state_dict to fill
+            input_scale = torch.ones(1)
+            input_zero_point = None if scheme.activation_symmetric else torch.zeros(1, dtype=torch.int32)
+        self._set(
+            scheme,
+            (out_features, in_features),
+            packed,
+            global_scale,
+            None if offset is None else nn.Parameter(offset),
+            weight.dtype,
+            input_scale,
+            input_zero_point,
+        )
+
+    def _set(
+        self,
+        scheme: Scheme,
+        shape: tuple[int, int],
+        packed: Tensor,
+        global_scale: float,
+        bias: nn.Parameter | None,
+        dtype: torch.dtype,
+        input_scale: Tensor | float | None,
+        input_zero_point: Tensor | int | None,
+    ) -> None:
+        self.scheme = scheme
+        self.out_features, self.in_features = shape
+        self.register_parameter("bias", bias)
+        self.register_buffer("packed", packed, persistent=False)
+        self._global_scale = global_scale  # in double: fp32 does not survive 1 / (1 / x)
+        # Casts with the module, so that it knows the dtype that a float layer in its place would have.
+        self.register_buffer("_like", torch.empty(0, dtype=dtype, device=packed.device), persistent=False)
+        self._integer = scheme.family == "integer"
+        scale, zero_point = _static_input(scheme, input_scale, input_zero_point, packed.device)
+        self.register_buffer("input_scale", scale, persistent=False)
+        self.register_buffer("input_zero_point", zero_point, persistent=False)
+
+    @classmethod
+    def from_float(
+        cls,
+        linear: nn.Linear,
+        scheme: Scheme | str = "W4A16",
+        *,
+        input_scale: Tensor | float | None = None,
+        input_zero_point: Tensor | int | None = None,
+        **choices: Any,
+    ) -> Linear:
+        """The layer quantized. Its bias is the same Parameter; a layer on the meta device gives one there.
+
+        Args:
+            linear: has ``weight`` [n, k] and ``bias`` [n] or None.
+            scheme: a preset's name or a ``Scheme``.
+            input_scale, input_zero_point: of the activations, for static schemes.
+            choices: attributes of the scheme to change.
+
+        Raises:
+            TypeError: no layer, or a weight of another dtype.
+            ValueError: weights that are NaN or infinite, a weight that is not on the CPU.
+        """
+        weight = getattr(linear, "weight", None)
+        if not isinstance(weight, Tensor):
+            raise TypeError(f"linear is a {type(linear).__name__}: a torch.nn.Linear is needed")
+        scheme = Scheme.of(scheme, **choices)
+        if weight.is_meta:
+            packed, global_scale = _meta_packed(scheme, weight), 1.0
+        else:
+            quantized = quantize(weight, scheme)
+            packed, global_scale = quantized.pack(), quantized.global_scale
+        n, k = weight.shape
+        return cls._build(
+            scheme,
+            (n, k),
+            packed,
+            global_scale,
+            linear.bias,
+            weight.dtype,
+            input_scale,
+            input_zero_point,
+            linear.training,
+        )
+
+    @classmethod
+    def from_quantized(
+        cls,
+        quantized: QuantizedTensor,
+        scheme: Scheme | str,
+        bias: Tensor | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+        input_scale: Tensor | float | None = None,
+        input_zero_point: Tensor | int | None = None,
+    ) -> Linear:
+        """A layer around a weight that is quantized already; it shares the packed form with ``quantized``.
+
+        Raises:
+            ValueError: the weight is not what the scheme makes.
+        """
+        scheme = Scheme.of(scheme)
+        mismatch = _mismatch(quantized, scheme)
+        if mismatch:
+            raise ValueError(f"{quantized!r} is not {scheme}: {mismatch}")
+        parameter = None
+        if bias is not None:
+            parameter = bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias)
+        return cls._build(
+            scheme,
+            quantized.shape,
+            quantized.pack(),
+            quantized.global_scale,
+            parameter,
+            dtype,
+            input_scale,
+            input_zero_point,
+            True,
+        )
+
+    @classmethod
+    def _build(
+        cls,
+        scheme: Scheme,
+        shape: tuple[int, int],
+        packed: Tensor,
+        global_scale: float,
+        bias: nn.Parameter | None,
+        dtype: torch.dtype,
+        input_scale: Tensor | float | None,
+        input_zero_point: Tensor | int | None,
+        training: bool,
+    ) -> Linear:
+        if not scheme.activation_dynamic and input_scale is None:
+            raise ValueError(f"scheme {scheme} has static activations: input_scale is needed")
+        self = cls.__new__(cls)
+        nn.Module.__init__(self)
+        self._set(scheme, shape, packed, global_scale, bias, dtype, input_scale, input_zero_point)
+        self.training = training
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        packed = self.packed
+        check_activation(x, self.in_features, packed.device, self.input_scale is not None)
+        if self._integer:
+            return integer(
+                x,
+                packed,
+                self.bias,
+                self.out_features,
+                self.input_scale,
+                self.input_zero_point,
+                self.scheme.activation_symmetric,
+                None,
+                self._like.dtype,
+            )
+        result: Tensor = ops.weight_only(x, packed, self.bias, self.out_features)
+        return result
+
+    @property
+    def quantized(self) -> QuantizedTensor:
+        """The weight, sharing this layer's memory."""
+        return QuantizedTensor.from_packed(self.packed, self._global_scale)
+
+    @property
+    def weight(self) -> Tensor:
+        """[out_features, in_features], decoded on every access: read-only, and as large as a float layer's."""
+        result: Tensor = ops.dequantize_packed(self.packed, self.out_features, self.in_features, self._like.dtype)
+        return result
+
+    def extra_repr(self) -> str:
+        bits = 8 * self.packed.numel() / (self.in_features * self.out_features)
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"scheme={self.scheme}, {bits:.3g} bits per weight packed"
+        )
+
+    # ---- moving and casting ----
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Linear:
+        device = fn(self._like).device
+        if device.type not in ("cpu", "meta"):
+            raise ValueError(f"device is {device}: this build of lowbit has kernels for the CPU only")
+        scale = self.input_scale
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if scale is not None:  # stays float32, whatever the layer is cast to
+            moved = self.input_scale
+            assert moved is not None
+            same = scale.device == moved.device or not scale.is_meta
+            self.input_scale = scale.to(moved.device) if same else torch.ones(1, device=moved.device)
+        return self
+
+    # ---- state: the canonical form ----
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        for name, tensor in names.write_weight(self._canonical(), self._integer).items():
+            destination[prefix + name] = tensor
+        for name in _INPUT_NAMES:
+            value = getattr(self, name)
+            if value is not None:
+                destination[prefix + name] = value.to(torch.int8) if name == "input_zero_point" else value.detach()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _canonical(self) -> QuantizedTensor:
+        if not self.packed.is_meta:
+            return self.quantized
+        weight = torch.empty(self.out_features, self.in_features, dtype=self._like.dtype, device="meta")
+        return _meta_quantized(self.scheme, weight)
+
+    def check_state(self, state: Mapping[str, Tensor], prefix: str, strict: bool = True) -> set[str]:
+        """Refuses a state dict that ``load_state_dict`` would refuse; changes nothing.
+
+        Returns:
+            The names that it would read.
+
+        Raises:
+            ValueError, TypeError: as ``load_state_dict``; with ``strict``, for missing names, too.
+        """
+        mine = self._own(state, prefix)
+        missing = self._missing(mine)
+        if self.bias is not None and prefix + "bias" not in state:
+            missing.append("bias")
+        if missing and strict:
+            raise ValueError(f"{', '.join(prefix + name for name in missing)}: missing, {self.scheme} needs this")
+        self._read(state, prefix, mine)
+        return {prefix + name for name in (*mine, "bias")}
+
+    def _own(self, state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+        known: tuple[str, ...] = names.WEIGHT_NAMES
+        if not self.scheme.activation_dynamic:
+            known += _INPUT_NAMES
+        return {name: state[prefix + name] for name in known if prefix + name in state}
+
+    def _missing(self, mine: Mapping[str, Tensor]) -> list[str]:
+        fmt = formats.get(self.scheme.format)
+        missing = names.missing_names(mine, fmt, not self.scheme.symmetric, self._integer)
+        needed = [name for name in _INPUT_NAMES if getattr(self, name) is not None]
+        return missing + [name for name in needed if name not in mine]
+
+    def _read(
+        self, state: Mapping[str, Tensor], prefix: str, mine: Mapping[str, Tensor]
+    ) -> tuple[QuantizedTensor | None, Tensor | None, Tensor | None]:
+        """The weight and the input's scale and zero point that the state dict holds, None for what it does not."""
+        fmt = formats.get(self.scheme.format)
+        weight = scale = zero_point = None
+        if not names.missing_names(mine, fmt, not self.scheme.symmetric, self._integer):
+            weight = names.read_weight(
+                mine,
+                fmt,
+                (self.out_features, self.in_features),
+                self.scheme.group(self.out_features, self.in_features),
+                not self.scheme.symmetric,
+                self.scheme.scale_rule == "signed_max",
+                prefix,
+            )
+        if "input_scale" in mine:
+            zero = None if self.scheme.activation_symmetric else mine.get("input_zero_point")
+            try:
+                scale, zero_point = static_scale(mine["input_scale"], zero, mine["input_scale"].device, None)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{prefix}input_scale: {error}") from None
+        bias = state.get(prefix + "bias")
+        if self.bias is not None and bias is not None:
+            if bias.shape != self.bias.shape:
+                raise ValueError(
+                    f"{prefix}bias is {describe_shape(tuple(bias.shape))}: {describe_shape(tuple(self.bias.shape))} "
+                    f"is needed"
+                )
+            if bias.dtype not in formats.FLOATS:
+                raise TypeError(f"{prefix}bias is {dtype_name(bias.dtype)}: it must be float32, float16 or bfloat16")
+        return weight, scale, zero_point
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        mine = self._own(state_dict, prefix)
+        weight, scale, zero_point = self._read(state_dict, prefix, mine)
+        missing = self._missing(mine)
+        missing_keys += [prefix + name for name in missing]
+        if strict and (missing or (self.bias is not None and prefix + "bias" not in state_dict)):
+            if self.bias is not None and prefix + "bias" not in state_dict:
+                missing_keys.append(prefix + "bias")
+            return  # load_state_dict is going to raise: change nothing
+        own_unexpected: list[str] = []
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, own_unexpected, error_msgs
+        )
+        unexpected_keys += [name for name in own_unexpected if name.removeprefix(prefix) not in mine]
+        if weight is None:
+            return
+        assign = bool(local_metadata.get("assign_to_params_buffers", False))
+        if self.packed.is_meta and not assign:
+            warnings.warn(
+                f"for {prefix}packed: copying to a meta tensor is a no-op; pass assign=True to load_state_dict",
+                stacklevel=2,
+            )
+            return
+        packed = weight.pack()
+        if assign or packed.shape != self.packed.shape or packed.device != self.packed.device:
+            self.packed = packed
+            self._like = torch.empty(0, dtype=self._like.dtype, device=packed.device)
+        else:
+            self.packed.copy_(packed)
+        self._global_scale = weight.global_scale
+        if scale is not None:
+            self.input_scale, self.input_zero_point = scale, zero_point
+
+
+def _meta_quantized(scheme: Scheme, weight: Tensor) -> QuantizedTensor:
+    """What quantizing a weight on the meta device gives: shapes and dtypes."""
+    n, k = weight.shape
+    fmt = formats.get(scheme.format)
+    group = scheme.group(n, k)
+    groups = formats.num_groups((n, k), group)
+    return QuantizedTensor(
+        torch.empty(n, fmt.row_bytes(k), dtype=fmt.storage, device="meta"),
+        torch.empty(groups, dtype=scheme.scales(weight.dtype), device="meta"),
+        None if scheme.symmetric else torch.empty(groups, dtype=torch.int8, device="meta"),
+        format=fmt.name,
+        shape=(n, k),
+        group=group,
+    )
+
+
+def _meta_packed(scheme: Scheme, weight: Tensor) -> Tensor:
+    quantized = _meta_quantized(scheme, weight)
+    size = QuantizedTensor.packed_bytes(
+        scheme.format, quantized.shape, quantized.group, quantized.scale_dtype, quantized.has_zero_points
+    )
+    return torch.empty(size, dtype=torch.uint8, device="meta")
+
+
+def _static_input(
+    scheme: Scheme, scale: Tensor | float | None, zero_point: Tensor | int | None, device: torch.device
+) -> tuple[Tensor | None, Tensor | None]:
+    """The static scale and zero point that the scheme wants of the activations, checked."""
+    if scheme.activation_dynamic:
+        if scale is not None or zero_point is not None:
+            raise ValueError(f"input_scale and input_zero_point: scheme {scheme} has no static activations")
+        return None, None
+    assert scale is not None
+    if scheme.activation_symmetric:
+        if zero_point is not None:
+            raise ValueError(f"input_zero_point: scheme {scheme} has symmetric activations")
+    elif zero_point is None:
+        raise ValueError(f"scheme {scheme} has asymmetric static activations: input_zero_point is needed")
+    return static_scale(scale, zero_point, device, None)
+
+
+def _mismatch(quantized: QuantizedTensor, scheme: Scheme) -> str:
+    if quantized.format.name != scheme.format:
+        return f"format {scheme.format} is needed"
+    if quantized.group != scheme.group(*quantized.shape):
+        return f"groups of {describe_shape(scheme.group(*quantized.shape))} are needed"
+    if quantized.has_zero_points == scheme.symmetric:
+        return "zero points are " + ("not wanted" if scheme.symmetric else "needed")
+    return ""

@@ -1,0 +1,194 @@
+"""``torch.ops.lowbit``: loads the compiled ops, and gives them what torch needs beyond a kernel.
+
+The kernels and schemas are C++ (csrc/torch); here are their fake kernels, the gradient of the activation, and what
+autocast does to them. Everything in the package calls them through ``ops``.
+
+========================  =============================================================================================
+``weight_only``           y[..., n] = x[..., k] W^T + bias, W decoded on the way
+``integer``               the same with x quantized to int8 and exact integer sums
+``pack``, ``unpack``      canonical form (codes, scales, zero points) <-> packed weight
+``dequantize_packed``     [n, k] from a packed weight
+``dequantize``            [n, k] from the canonical form
+``encode``                codes from weights and divisors
+``quantize_rows``         int8 activations as ``integer`` makes them
+========================  =============================================================================================
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowbit import formats
+from lowbit._load import core, load_ops
+
+load_ops()
+
+# The one name through which the package reaches its ops: a copy of the package may live under another namespace.
+NAMESPACE = "lowbit"
+ops: Any = getattr(torch.ops, NAMESPACE)
+
+
+# ---- fake kernels: shapes and dtypes of the results, with symbolic sizes ----
+
+
+def _fake_weight_only(x: Tensor, packed: Tensor, bias: Tensor | None, n: int) -> Tensor:
+    return x.new_empty((*x.shape[:-1], n))
+
+
+def _fake_integer(
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    n: int,
+    x_scale: Tensor | None,
+    x_zero_point: Tensor | None,
+    symmetric: bool,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    return x.new_empty((*x.shape[:-1], n), dtype=out_dtype)
+
+
+def _fake_pack(
+    codes: Tensor,
+    scales: Tensor,
+    zero_points: Tensor | None,
+    global_scale: float,
+    format: str,
+    n: int,
+    k: int,
+    group_n: int,
+    group_k: int,
+) -> Tensor:
+    sizes = (n, k, group_n, group_k)
+    if all(isinstance(size, int) for size in sizes):
+        fmt = formats.get(format)
+        scale_dtype = fmt.scale_dtype or formats.dtype_name(scales.dtype)
+        size: Any = core().packed_bytes(format, *sizes, scale_dtype, zero_points is not None)
+    else:  # the layout is the core's affair: its size as a formula of symbols is not known here
+        size = torch.library.get_ctx().new_dynamic_size()
+    return codes.new_empty((size,), dtype=torch.uint8)
+
+
+def _fake_unpack(packed: Tensor, codes: Tensor, scales: Tensor, zero_points: Tensor | None) -> None:
+    return None
+
+
+def _fake_dequantize_packed(packed: Tensor, n: int, k: int, dtype: torch.dtype) -> Tensor:
+    return packed.new_empty((n, k), dtype=dtype)
+
+
+def _fake_dequantize(
+    codes: Tensor,
+    scales: Tensor,
+    zero_points: Tensor | None,
+    global_scale: float,
+    format: str,
+    n: int,
+    k: int,
+    group_n: int,
+    group_k: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    return codes.new_empty((n, k), dtype=dtype)
+
+
+def _fake_encode(
+    w: Tensor, divisor: Tensor, zero_points: Tensor | None, format: str, group_n: int, group_k: int
+) -> Tensor:
+    n, k = w.shape
+    return w.new_empty((n, formats.get(format).row_bytes(k)), dtype=torch.uint8)
+
+
+def _fake_quantize_rows(x: Tensor, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:
+    m = x.shape[0]
+    return (
+        torch.empty_like(x, dtype=torch.int8, memory_format=torch.contiguous_format),
+        x.new_empty((m,), dtype=torch.float32),
+        x.new_empty((m,), dtype=torch.int32),
+    )
+
+
+for _name, _fake in (
+    ("weight_only", _fake_weight_only),
+    ("integer", _fake_integer),
+    ("pack", _fake_pack),
+    ("unpack", _fake_unpack),
+    ("dequantize_packed", _fake_dequantize_packed),
+    ("dequantize", _fake_dequantize),
+    ("encode", _fake_encode),
+    ("quantize_rows", _fake_quantize_rows),
+):
+    torch.library.register_fake(f"{NAMESPACE}::{_name}", _fake)
+
+
+# ---- gradients: of the activation and the bias; the weight is frozen ----
+#
+# weight_only: dx = dy W, W decoded to the dtype of dy.
+# integer: the same. Rounding x to int8 has no gradient; it is passed straight through, as quantization-aware
+# training does.
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, packed, bias = inputs[:3]
+    ctx.save_for_backward(packed)
+    ctx.k = x.shape[-1]
+    ctx.x_dtype = x.dtype
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.num_inputs = len(inputs)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (packed,) = ctx.saved_tensors
+    grad_x = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        weight = ops.dequantize_packed(packed, grad.shape[-1], ctx.k, grad.dtype)
+        grad_x = (grad @ weight).to(ctx.x_dtype)
+    if ctx.needs_input_grad[2]:
+        grad_bias = grad.flatten(0, -2).sum(0).to(ctx.bias_dtype)
+    return (grad_x, None, grad_bias, *[None] * (ctx.num_inputs - 3))
+
+
+for _name in ("weight_only", "integer"):
+    torch.library.register_autograd(f"{NAMESPACE}::{_name}", _backward, setup_context=_setup_context)
+
+
+# ---- autocast: as F.linear, the result has autocast's dtype ----
+#
+# weight_only: x and bias are cast to it. integer: x is quantized anyway and stays as it is; a floating-point
+# out_dtype becomes autocast's.
+
+_library: Any = torch.library.Library(NAMESPACE, "IMPL")  # type: ignore[no-untyped-call]
+
+
+def _autocast_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.get_autocast_dtype(tensor.device.type)
+
+
+def _autocast_weight_only(x: Tensor, packed: Tensor, bias: Tensor | None, n: int) -> Tensor:
+    dtype = _autocast_dtype(x)
+    with torch.autocast(x.device.type, enabled=False):
+        result: Tensor = ops.weight_only(x.to(dtype), packed, None if bias is None else bias.to(dtype), n)
+    return result
+
+
+def _autocast_integer(
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    n: int,
+    x_scale: Tensor | None,
+    x_zero_point: Tensor | None,
+    symmetric: bool,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    dtype = _autocast_dtype(x)
+    with torch.autocast(x.device.type, enabled=False):
+        result: Tensor = ops.integer(x, packed, bias, n, x_scale, x_zero_point, symmetric, dtype)
+    return result
+
+
+_library.impl("weight_only", _autocast_weight_only, "AutocastCPU")
+_library.impl("integer", _autocast_integer, "AutocastCPU")

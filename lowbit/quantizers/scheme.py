@@ -1,0 +1,209 @@
+"""``Scheme``: everything that quantizing a layer needs decided, and the presets by the field's names."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from lowbit import formats
+
+GroupSize = int | tuple[int, int] | Literal["channel", "tensor", "block"]
+
+SCALE_RULES = ("absmax", "signed_max", "mse")
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How a layer is quantized, every choice spelled out.
+
+    Attributes:
+        format: number format of the weight, a name of ``lowbit.formats.table()``.
+        group_size: weights that share a scale: an int (so many columns of a row; -1 is ``"channel"``),
+            ``(rows, columns)``, ``"channel"`` (a row), ``"tensor"`` (all), or ``"block"`` (as the format says: the
+            formats that have blocks of their own take nothing else, and it is their default; for others the
+            default is ``"channel"``).
+        symmetric: no zero points. False only for formats that have them (int4, int8).
+        scale_dtype: ``"float32"``, ``"float16"`` or ``"bfloat16"``; None: the dtype of the weight, or what the
+            format says.
+        scale_rule: ``"absmax"`` (compressed-tensors' rule, the default), ``"signed_max"`` (int formats: the weight
+            of largest magnitude becomes the lowest code exactly; scales may be negative) or ``"mse"`` (search for
+            the scale of least squared error).
+        activation: None (activations stay floating point) or ``"int8"`` (quantized inside the op, integer
+            multiplication; int4 and int8 weights).
+        activation_dynamic: True: a scale for every row of x, found on the fly; False: one given ``input_scale``.
+        activation_symmetric: False: activations have a zero point, too.
+
+    Raises:
+        ValueError: choices that do not go together.
+        TypeError: a choice of the wrong type.
+    """
+
+    format: str
+    group_size: GroupSize | None = None
+    symmetric: bool = True
+    scale_dtype: str | None = None
+    scale_rule: str = "absmax"
+    activation: str | None = None
+    activation_dynamic: bool = True
+    activation_symmetric: bool = True
+
+    def __post_init__(self) -> None:
+        fmt = formats.get(self.format)
+        for name in ("symmetric", "activation_dynamic", "activation_symmetric"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} is {getattr(self, name)!r}: it must be True or False")
+        object.__setattr__(self, "group_size", _normal_group_size(self.group_size, fmt))
+        object.__setattr__(self, "scale_dtype", _normal_scale_dtype(self.scale_dtype, fmt))
+        if not self.symmetric and not fmt.zero_point:
+            allowed = ", ".join(f.name for f in formats.table().values() if f.zero_point)
+            raise ValueError(f"symmetric is False: {fmt.name} has no zero points ({allowed} have)")
+        if self.scale_rule not in SCALE_RULES:
+            raise ValueError(f"scale_rule is {self.scale_rule!r}: it must be one of {', '.join(SCALE_RULES)}")
+        if self.scale_rule == "signed_max" and not (fmt.zero_point and self.symmetric):
+            kind = fmt.name if self.symmetric else f"asymmetric {fmt.name}"
+            raise ValueError(
+                f"scale_rule is 'signed_max': {kind} gains nothing by it; it is for symmetric integer formats"
+            )
+        if self.activation not in (None, "int8"):
+            raise ValueError(f"activation is {self.activation!r}: it must be None or 'int8'")
+        if self.activation is not None and not fmt.zero_point:
+            raise ValueError(f"activation is {self.activation!r}: it needs an integer weight, not {fmt.name}")
+        if self.activation is None and not (self.activation_dynamic and self.activation_symmetric):
+            raise ValueError("activation is None: activation_dynamic and activation_symmetric have no meaning")
+
+    @staticmethod
+    def preset(name: str, **choices: Any) -> Scheme:
+        """The scheme that the field calls ``name``, with ``choices`` (attributes of Scheme) changed.
+
+        Names are compressed-tensors' where it has them, in any case: ``Scheme.preset("W4A16", group_size=64)``.
+
+        Raises:
+            ValueError: no such preset; the message names the nearest ones.
+        """
+        if not isinstance(name, str):
+            raise TypeError(f"scheme is a {type(name).__name__}: it must be a preset's name or a lowbit.Scheme")
+        try:
+            preset = PRESETS[name.upper()]
+        except KeyError:
+            near = difflib.get_close_matches(name.upper(), PRESETS, n=3, cutoff=0.4)
+            hint = f" (perhaps {' or '.join(near)}?)" if near else ""
+            raise ValueError(f"scheme is {name!r}{hint}: it must be one of {', '.join(PRESETS)}") from None
+        return Scheme(**{**preset, **choices})
+
+    @staticmethod
+    def of(scheme: Scheme | str, **choices: Any) -> Scheme:
+        """``scheme`` itself, or the preset of that name, with ``choices`` changed."""
+        if isinstance(scheme, Scheme):
+            return dataclasses.replace(scheme, **choices) if choices else scheme
+        return Scheme.preset(scheme, **choices)
+
+    @property
+    def name(self) -> str:
+        """The preset's name if this is one (whatever its scale rule), else the choices in one word."""
+        plain = dataclasses.replace(self, scale_rule="absmax")
+        for name, preset in PRESETS.items():
+            if plain == Scheme(**preset):
+                return name if self.scale_rule == "absmax" else f"{name}:{self.scale_rule}"
+        size = self.group_size
+        word = f"g{size}" if isinstance(size, int) else "x".join(map(str, size)) if isinstance(size, tuple) else size
+        words = [self.format, str(word)]
+        if not self.symmetric:
+            words.append("asym")
+        if self.scale_dtype:
+            words.append(self.scale_dtype)
+        if self.scale_rule != "absmax":
+            words.append(self.scale_rule)
+        if self.activation:
+            words.append(f"a_{self.activation}")
+            words += [] if self.activation_dynamic else ["static"]
+            words += [] if self.activation_symmetric else ["asym"]
+        return "-".join(words)
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def family(self) -> str:
+        """The operation family that multiplies with it: ``"weight_only"`` or ``"integer"``."""
+        return "weight_only" if self.activation is None else "integer"
+
+    def group(self, n: int, k: int) -> tuple[int, int]:
+        """Rows and columns of a group in a weight of n x k."""
+        size = self.group_size
+        if size == "block":
+            fmt = formats.get(self.format)
+            return fmt.block_n, fmt.block_k
+        if size == "tensor":
+            return n, k
+        if size == "channel":
+            return 1, k
+        assert isinstance(size, (int, tuple))
+        return (1, size) if isinstance(size, int) else size
+
+    def scales(self, weight_dtype: torch.dtype) -> torch.dtype:
+        """The dtype of the scales of a weight that is ``weight_dtype``."""
+        return formats.dtype_of(self.scale_dtype) if self.scale_dtype else weight_dtype
+
+
+def _normal_group_size(size: Any, fmt: formats.Format) -> GroupSize:
+    own = bool(fmt.block_k)
+    if size is None:
+        return "block" if own else "channel"
+    if isinstance(size, list):
+        size = tuple(size)
+    if own:
+        if size in ("block", fmt.block_k if fmt.block_n == 1 else None, (fmt.block_n, fmt.block_k)):
+            return "block"
+        raise ValueError(f"group_size is {size!r}: {fmt.name} has blocks of {fmt.block_n} x {fmt.block_k}")
+    if size == -1:
+        return "channel"
+    if size in ("channel", "tensor"):
+        return size  # type: ignore[no-any-return]
+    if isinstance(size, str):
+        raise ValueError(f"group_size is {size!r}: a word must be 'channel' or 'tensor'")
+    numbers = size if isinstance(size, tuple) else (1, size)
+    if any(isinstance(number, bool) or not isinstance(number, int) for number in numbers):
+        raise TypeError(f"group_size is {size!r}: it must be an int, (rows, columns), 'channel' or 'tensor'")
+    if len(numbers) != 2 or min(numbers) < 1:
+        raise ValueError(f"group_size is {size!r}: it must be at least 1, or (rows, columns) each at least 1, or -1")
+    rows, columns = numbers
+    return columns if rows == 1 else (rows, columns)
+
+
+def _normal_scale_dtype(dtype: Any, fmt: formats.Format) -> str | None:
+    if isinstance(dtype, torch.dtype):
+        dtype = formats.dtype_name(dtype)
+    if dtype is not None and not isinstance(dtype, str):
+        raise TypeError(f"scale_dtype is {dtype!r}: it must be a dtype's name, a torch.dtype or None")
+    if fmt.scale_dtype is not None:
+        if dtype not in (None, fmt.scale_dtype):
+            raise ValueError(f"scale_dtype is {dtype!r}: {fmt.name} has {fmt.scale_dtype} scales")
+        return fmt.scale_dtype
+    names = [formats.dtype_name(d) for d in formats.FLOATS]
+    if dtype is not None and dtype not in names:
+        raise ValueError(f"scale_dtype is {dtype!r}: {fmt.name} takes {', '.join(names)} or None")
+    return dtype
+
+
+# Weights as compressed-tensors' presets of the same name quantize them. Where its preset also quantizes activations
+# to fp8 (FP8, FP8_BLOCK), ours leaves them in 16 bits, and FP8 is its FP8_DYNAMIC: a scale for every output channel.
+PRESETS: dict[str, dict[str, Any]] = {
+    "W4A16": {"format": "int4", "group_size": 128},
+    "W4A16_ASYM": {"format": "int4", "group_size": 128, "symmetric": False},
+    "W8A16": {"format": "int8", "group_size": 128},
+    "W8A8": {"format": "int8", "group_size": "channel", "activation": "int8"},
+    "INT8": {"format": "int8", "group_size": "channel", "activation": "int8"},
+    "W4A8": {"format": "int4", "group_size": 128, "activation": "int8"},
+    "FP8": {"format": "fp8_e4m3", "group_size": "channel"},
+    "FP8_BLOCK": {"format": "fp8_e4m3", "group_size": (128, 128)},
+    "FP8_E5M2": {"format": "fp8_e5m2", "group_size": "channel"},
+    "FP4A16": {"format": "fp4_e2m1", "group_size": 32},
+    "MXFP4A16": {"format": "mxfp4"},
+    "MXFP8A16": {"format": "mxfp8"},
+    "NVFP4A16": {"format": "nvfp4"},
+    "NF4": {"format": "nf4", "group_size": 64, "scale_dtype": "float32"},
+}

@@ -1,0 +1,135 @@
+"""Value tables against independent ones, for every code."""
+
+import numpy as np
+import pytest
+import torch
+from oracles import FLOATS, code_numbers, need
+
+import lowbit
+from lowbit import formats
+
+ML_DTYPES = {
+    "fp8_e4m3": "float8_e4m3fn",
+    "fp8_e5m2": "float8_e5m2",
+    "fp4_e2m1": "float4_e2m1fn",
+    "mxfp4": "float4_e2m1fn",
+    "mxfp8": "float8_e4m3fn",
+    "nvfp4": "float4_e2m1fn",
+}
+
+
+@pytest.mark.parametrize("name", ML_DTYPES)
+def test_minifloats_equal_ml_dtypes(name):
+    ml_dtypes = need("ml_dtypes")
+    fmt = formats.get(name)
+    codes = np.arange(2**fmt.bits, dtype=np.uint8).view(getattr(ml_dtypes, ML_DTYPES[name]))
+    expected = codes.astype(np.float32)
+    np.testing.assert_array_equal(fmt.values.numpy(), expected)
+    assert np.array_equal(np.signbit(fmt.values.numpy()), np.signbit(expected)), "the sign of zero"
+
+
+@pytest.mark.parametrize(("name", "offset"), [("int4", 8), ("int8", 0)])
+def test_integers(name, offset):
+    fmt = formats.get(name)
+    codes = torch.arange(2**fmt.bits, dtype=torch.uint8)
+    expected = codes.float() - offset if offset else codes.view(torch.int8).float()
+    assert torch.equal(fmt.values, expected)
+    assert fmt.zero_point
+
+
+def test_nf4_equals_bitsandbytes():
+    functional = need("bitsandbytes").functional
+    assert torch.equal(formats.get("nf4").values, functional.get_4bit_type("nf4", device="cpu"))
+
+
+def test_every_format_is_tested_here():
+    assert set(formats.table()) == {*ML_DTYPES, "int4", "int8", "nf4"}
+
+
+def test_storage():
+    expected = {"int8": torch.int8, "fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2, "mxfp8": torch.float8_e4m3fn}
+    for fmt in formats.table().values():
+        assert fmt.storage == expected.get(fmt.name, torch.uint8)
+        assert fmt.row_bytes(5) == (5 if fmt.bits == 8 else 3)
+
+
+def test_bad_codes():
+    assert {fmt.name: fmt.first_bad_code for fmt in formats.table().values() if fmt.first_bad_code} == {
+        "fp8_e4m3": 0x7F,
+        "fp8_e5m2": 0x7C,
+        "mxfp8": 0x7F,
+    }
+
+
+def encode_values(fmt: formats.Format, values: torch.Tensor) -> torch.Tensor:
+    """The value that each float32 value is rounded to: quantized with a scale of 1."""
+    codes = lowbit.ops.ops.encode(values[None], torch.ones(1, 1), None, fmt.name, 1, values.numel())
+    whole = lowbit.QuantizedTensor(
+        codes.view(fmt.storage),
+        torch.full((1, 1), 127, dtype=torch.uint8) if fmt.scale_dtype == "float8_e8m0fnu" else torch.ones(1, 1),
+        format=fmt.name,
+        shape=(1, values.numel()),
+    ) if not fmt.block_k else None
+    numbers = codes.long() if fmt.bits == 8 else torch.stack((codes & 15, codes >> 4), -1).flatten(1).long()
+    assert whole is None or torch.equal(numbers[:, : values.numel()], code_numbers(whole))
+    return fmt.values[numbers[0, : values.numel()]]
+
+
+FREE = ["int4", "int8", "fp8_e4m3", "fp8_e5m2", "fp4_e2m1", "nf4"]
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_encode_is_the_identity_on_values(name):
+    fmt = formats.get(name)
+    finite = fmt.values[fmt.values.isfinite()]
+    result = encode_values(fmt, finite)
+    assert torch.equal(result, finite)
+    if not fmt.zero_point:
+        assert torch.equal(result.signbit(), finite.signbit()), "-0 keeps its sign"
+
+
+@pytest.mark.parametrize("name", sorted(ML_DTYPES.keys() & set(FREE)))
+def test_encode_rounds_as_ml_dtypes(name):
+    """Nearest, ties to even, on values between all neighbours, at and beside their midpoints."""
+    ml_dtypes = need("ml_dtypes")
+    fmt = formats.get(name)
+    finite = fmt.values[fmt.values.isfinite()].unique()
+    middle = (finite[1:] + finite[:-1]) / 2
+    values = torch.cat([
+        middle,
+        torch.nextafter(middle, middle + 1),
+        torch.nextafter(middle, middle - 1),
+        finite,
+        torch.linspace(fmt.lowest, fmt.largest, 10001),
+        torch.tensor([1e-40, -1e-40, 2.0**-149, 0.0, -0.0]),
+    ])
+    expected = values.numpy().astype(getattr(ml_dtypes, ML_DTYPES[name])).astype(np.float32)
+    np.testing.assert_array_equal(encode_values(fmt, values).numpy(), expected)
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_encode_saturates(name):
+    fmt = formats.get(name)
+    beyond = torch.tensor([fmt.largest * 1.5 + 1, 1e30, float("inf"), fmt.lowest * 1.5 - 1, -1e30, float("-inf")])
+    expected = torch.tensor([fmt.largest] * 3 + [fmt.lowest] * 3)
+    assert torch.equal(encode_values(fmt, beyond), expected)
+
+
+@pytest.mark.parametrize("name", FREE)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_encode_takes_every_float(name, dtype):
+    fmt = formats.get(name)
+    w = (torch.randn(7, 33) * fmt.largest / 2).to(dtype)
+    one = torch.ones(7, 1, dtype=dtype)
+    direct = lowbit.ops.ops.encode(w, one, None, name, 1, 33)
+    widened = lowbit.ops.ops.encode(w.float(), one.float(), None, name, 1, 33)
+    assert torch.equal(direct, widened)
+
+
+def test_dtype_names():
+    assert formats.dtype_name(torch.bfloat16) == "bfloat16"
+    assert formats.dtype_of("float8_e8m0fnu") == torch.float8_e8m0fnu
+    with pytest.raises(ValueError, match="'int8': it must be one of float32, float16, bfloat16"):
+        formats.dtype_of("int8")
+    with pytest.raises(ValueError, match="'int5': it must be one of int4, int8"):
+        formats.get("int5")

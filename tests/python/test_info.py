@@ -1,0 +1,89 @@
+"""import lowbit, python -m lowbit, explain."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import lowbit
+from lowbit import info
+from lowbit._load import core
+
+
+def python(code: str) -> str:
+    return subprocess.check_output([sys.executable, "-c", code], text=True)
+
+
+def test_import_loads_nothing():
+    out = python(
+        "import sys, lowbit; print('torch' in sys.modules, 'lowbit._C' in sys.modules);"
+        "print(sorted(lowbit.__all__) == sorted(n for n in dir(lowbit) if n in lowbit.__all__));"
+        "lowbit.Scheme; import torch; print(torch.cuda.is_initialized())"
+    )
+    assert out.split() == ["False", "False", "True", "False"]
+
+
+def test_every_public_name_is_there():
+    for name in lowbit.__all__:
+        assert getattr(lowbit, name) is not None
+    with pytest.raises(AttributeError, match="module 'lowbit' has no attribute 'nothing'"):
+        lowbit.nothing  # noqa: B018
+    assert python("from lowbit import *; print(quantize.__name__, nn.Linear.__name__)").split() == ["quantize", "Linear"]
+
+
+def test_version():
+    assert lowbit.__version__ == core().version()
+
+
+def test_summary():
+    text = subprocess.check_output([sys.executable, "-m", "lowbit"], text=True)
+    assert f"lowbit {lowbit.__version__}" in text
+    assert torch.__version__ in text
+    assert "in use" in text
+    for fmt in lowbit.formats.table():
+        assert f"\n  {fmt} " in text
+    for kernel in core().kernels():
+        assert kernel["name"] in text
+    assert text == info.summary() + "\n"
+
+
+@pytest.mark.parametrize("scheme", ["W4A16", "W8A8", "FP8_BLOCK", "NVFP4A16"])
+@pytest.mark.parametrize("m", [1, 256])
+def test_explain(scheme, m):
+    explanation = lowbit.explain(scheme, m, 4096, 11008)
+    assert sum(row.chosen for row in explanation.candidates) == 1
+    assert explanation.kernel in {kernel["name"] for kernel in core().kernels()}
+    assert all(row.reason for row in explanation.candidates if not row.chosen)
+    assert f"-> {explanation.kernel}" in str(explanation)
+    assert f"m = {m}, n = 4096, k = 11008" in explanation.problem
+
+
+def test_explain_takes_layers_and_tensors():
+    layer = lowbit.nn.Linear(96, 40, scheme="W8A8")
+    assert lowbit.explain(layer, 4).problem.startswith("integer int8: m = 4, n = 40, k = 96, groups of 96, bfloat16")
+    tensor = lowbit.quantize(torch.randn(40, 96), "W4A16")
+    assert lowbit.explain(tensor, 4, x_dtype=torch.float32).problem.startswith("weight_only int4: m = 4, n = 40, k = 96")
+    assert lowbit.explain(tensor, 4).kernel == lowbit.explain("W4A16", 4, 40, 96).kernel
+
+
+def test_explain_refuses():
+    with pytest.raises(TypeError, match="needs n and k"):
+        lowbit.explain("W4A16", 4)
+    with pytest.raises(TypeError, match="a ReLU"):
+        lowbit.explain(torch.nn.ReLU(), 4)
+    with pytest.raises((TypeError, ValueError)):
+        lowbit.explain("W4A16", 4, 8, 8, x_dtype=torch.float64)
+    with pytest.raises(ValueError):  # noqa: PT011 (the core's words)
+        lowbit.explain("W4A16", -1, 8, 8)
+
+
+def test_explain_follows_the_level():
+    level = core().cpu_isa()
+    try:
+        core().set_cpu_isa("scalar")
+        explanation = lowbit.explain("W4A16", 1, 64, 64)
+        assert "CPU level scalar" in explanation.problem
+        assert "scalar" in explanation.kernel
+    finally:
+        core().set_cpu_isa(level)

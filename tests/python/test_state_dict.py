@@ -1,0 +1,409 @@
+"""state_dict in compressed-tensors' form: round trips, what it reads of ours, what is refused."""
+
+import copy
+
+import pytest
+import torch
+from oracles import FLOATS, ct_scheme, need
+from test_nn import ALL, STATIC_ASYM, static_options
+from torch import nn
+
+import lowbit
+from lowbit import Scheme, checkpoints
+from lowbit.nn import Linear
+
+
+def make(scheme, n=40, k=96, **options):
+    return Linear.from_float(nn.Linear(k, n, **options), scheme, **static_options(scheme))
+
+
+@pytest.mark.parametrize("scheme", ALL, ids=str)
+@pytest.mark.parametrize("shape", [(40, 96), (37, 131), (1, 1), (130, 260)])
+def test_round_trip(scheme, shape):
+    source, target = make(scheme, *shape), make(scheme, *shape)
+    state = source.state_dict()
+    result = target.load_state_dict(state)
+    assert not result.missing_keys
+    assert not result.unexpected_keys
+    assert target.quantized.equal(source.quantized)
+    x = torch.randn(3, shape[1])
+    assert torch.equal(target(x), source(x))
+    again = target.state_dict()
+    assert list(again) == list(state)
+    for name, tensor in state.items():
+        assert again[name].dtype == tensor.dtype
+        assert torch.equal(bits(again[name]), bits(tensor)), name
+
+
+def bits(tensor):
+    return tensor.contiguous().view(torch.uint8) if tensor.dim() else tensor
+
+
+def describe(layer):
+    return {name: (str(t.dtype).removeprefix("torch."), tuple(t.shape)) for name, t in layer.state_dict().items()}
+
+
+def test_names_and_layouts():
+    f = {"bias": ("bfloat16", (40,))}
+    expected = {
+        "W4A16": {"weight_packed": ("int32", (40, 32)), "weight_scale": ("bfloat16", (40, 2)), "weight_shape": ("int64", (2,))},
+        "W4A8": {"weight_packed": ("int32", (40, 32)), "weight_scale": ("bfloat16", (40, 2)), "weight_shape": ("int64", (2,))},
+        "W4A16_ASYM": {
+            "weight_packed": ("int32", (40, 32)),
+            "weight_scale": ("bfloat16", (40, 2)),
+            "weight_shape": ("int64", (2,)),
+            "weight_zero_point": ("int32", (5, 2)),
+        },
+        "W8A16": {"weight_packed": ("int32", (40, 64)), "weight_scale": ("bfloat16", (40, 2)), "weight_shape": ("int64", (2,))},
+        "W8A8": {"weight": ("int8", (40, 256)), "weight_scale": ("bfloat16", (40, 1))},
+        "FP8": {"weight": ("float8_e4m3fn", (40, 256)), "weight_scale": ("bfloat16", (40, 1))},
+        "FP8_BLOCK": {"weight": ("float8_e4m3fn", (40, 256)), "weight_scale": ("bfloat16", (1, 2))},
+        "FP8_E5M2": {"weight": ("float8_e5m2", (40, 256)), "weight_scale": ("bfloat16", (40, 1))},
+        "FP4A16": {"weight_packed": ("uint8", (40, 128)), "weight_scale": ("bfloat16", (40, 8))},
+        "MXFP4A16": {"weight_packed": ("uint8", (40, 128)), "weight_scale": ("uint8", (40, 8))},
+        "MXFP8A16": {"weight": ("float8_e4m3fn", (40, 256)), "weight_scale": ("uint8", (40, 8))},
+        "NVFP4A16": {
+            "weight_packed": ("uint8", (40, 128)),
+            "weight_scale": ("float8_e4m3fn", (40, 16)),
+            "weight_global_scale": ("float32", (1,)),
+        },
+        "NF4": {"weight_packed": ("uint8", (40, 128)), "weight_scale": ("float32", (40, 4))},
+    }
+    for scheme, tensors in expected.items():
+        assert describe(make(scheme, 40, 256, dtype=torch.bfloat16)) == tensors | f, scheme
+    assert describe(make(Scheme("int8", "tensor", activation="int8"), 40, 256, bias=False)) == {
+        "weight": ("int8", (40, 256)),
+        "weight_scale": ("float32", (1,)),
+    }
+    static = describe(make(STATIC_ASYM, 40, 256, bias=False))
+    assert static["input_scale"] == ("float32", (1,))
+    assert static["input_zero_point"] == ("int8", (1,))
+
+
+CT = {
+    "W4A16": None,
+    "W4A16_ASYM": None,
+    "W8A16": None,
+    "W4A8": "pack-quantized",
+    "W8A8": None,
+    "FP8": None,
+    "FP8_BLOCK": None,
+    "MXFP4A16": None,
+    "MXFP8A16": None,
+    "NVFP4A16": None,
+}
+
+
+@pytest.mark.parametrize("preset", CT)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_compressed_tensors_reads_ours(preset, dtype):
+    """Its decompressor gives the weight that we multiply with, up to the rounding of its own arithmetic."""
+    base = need("compressed_tensors.compressors.base")
+    formats = need("compressed_tensors.compressors.format")
+    layer = make(preset, 48, 256, dtype=dtype)
+    scheme = ct_scheme(preset, CT[preset])
+    name = scheme.format or formats.infer_module_format(nn.Linear, scheme)
+    compressor = base.BaseCompressor.get_value_from_registry(getattr(name, "value", name))
+    state = {name: tensor for name, tensor in layer.state_dict().items() if name != "bias"}
+    theirs = compressor.decompress(state, scheme)["weight"]
+    ours = layer.weight.float()
+    eps = 2.0**-7 if "FP4" in preset or preset == "MXFP8A16" or dtype == torch.bfloat16 else 2.0**-10
+    torch.testing.assert_close(theirs.float(), ours, rtol=eps, atol=1e-7)
+
+
+@pytest.mark.parametrize("preset", CT)
+def test_we_read_what_compressed_tensors_writes(preset):
+    """Compress a layer with its own code; load that; the codes and scales are the same as ours."""
+    quantization = need("compressed_tensors.quantization")
+    base = need("compressed_tensors.compressors.base")
+    from oracles import ct_quantize
+
+    linear = nn.Linear(256, 48)
+    scheme = ct_scheme(preset, CT[preset])
+    _, scale, zero, global_scale = ct_quantize(linear.weight.detach(), preset)
+    holder = copy.deepcopy(linear)
+    quantization.initialize_module_for_quantization(holder, scheme, force_zero_point=False)
+    holder.weight_scale.data = scale.clone()
+    if zero is not None:
+        holder.weight_zero_point.data = zero
+    if global_scale is not None:
+        holder.weight_global_scale.data = global_scale
+    base.compress_module(holder)
+    state = {name: tensor for name, tensor in holder.state_dict().items()}
+    layer = make(preset, 48, 256)
+    layer.load_state_dict(state)
+    assert layer.quantized.equal(lowbit.quantize(linear.weight, preset))
+
+
+def test_a_whole_model_through_compressed_tensors():
+    """ModelCompressor decompresses a model that holds our state dict."""
+    quantization = need("compressed_tensors.quantization")
+    model_compressor = need("compressed_tensors.compressors").ModelCompressor
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 64))
+    theirs = copy.deepcopy(model)
+    lowbit.quantize_(model, "W4A16", ignore=())
+    config = quantization.QuantizationConfig(
+        config_groups={"group_0": quantization.preset_name_to_scheme("W4A16", ["Linear"])},
+        quantization_status="compressed",
+        format="pack-quantized",
+    )
+    quantization.apply_quantization_config(theirs, config)
+    for name, parameter in model.state_dict().items():
+        owner = theirs.get_submodule(name.rpartition(".")[0])
+        short = name.rpartition(".")[2]
+        owner._parameters.pop(short, None)
+        owner._buffers.pop(short, None)
+        owner._parameters.pop("weight", None)
+        owner.register_parameter(short, nn.Parameter(parameter, requires_grad=False))
+    model_compressor(quantization_config=config).decompress_model(theirs)
+    x = torch.randn(4, 256)
+    torch.testing.assert_close(theirs(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_int4_may_be_stored_as_int8():
+    """compressed-tensors writes W4A8 as int-quantized: a byte for every code."""
+    layer, other = make("W4A8", 40, 97), make("W4A8", 40, 97)
+    state = layer.state_dict()
+    from oracles import code_numbers
+
+    codes = (code_numbers(layer.quantized) - 8).to(torch.int8)
+    other.load_state_dict({"weight": codes, "weight_scale": state["weight_scale"], "bias": state["bias"]})
+    assert other.quantized.equal(layer.quantized)
+    with pytest.raises(ValueError, match=r"weight has 1 codes out of range, 9 among them: int4 allows -8 to 7"):
+        codes[3, 3] = 9
+        other.load_state_dict({"weight": codes, "weight_scale": state["weight_scale"], "bias": state["bias"]})
+
+
+def test_scales_keep_the_dtype_of_the_checkpoint():
+    source = make("W4A16", dtype=torch.bfloat16)
+    target = make("W4A16")
+    target.load_state_dict(source.state_dict())
+    assert target.quantized.equal(source.quantized)
+    assert target.quantized.scales.dtype == torch.bfloat16
+    assert target.bias.dtype == torch.float32
+
+
+# ---- meta, assign, nesting ----
+
+
+@pytest.mark.parametrize("scheme", ALL, ids=str)
+def test_meta_then_assign(scheme):
+    source = nn.Sequential(make(scheme), nn.LayerNorm(40), make(scheme, 8, 40, bias=False))
+    with torch.device("meta"):
+        skeleton = nn.Sequential(
+            Linear(96, 40, scheme=scheme), nn.LayerNorm(40), Linear(40, 8, False, scheme=scheme)
+        )
+    assert all(tensor.is_meta for tensor in (*skeleton.parameters(), *skeleton.buffers()))
+    assert skeleton[0].packed.shape == source[0].packed.shape
+    meta = skeleton.state_dict()
+    for name, tensor in source.state_dict().items():
+        assert meta[name].shape == tensor.shape, name
+        assert meta[name].dtype == tensor.dtype, name
+    skeleton.load_state_dict(source.state_dict(), assign=True)
+    x = torch.randn(3, 96)
+    assert torch.equal(skeleton(x), source(x))
+    assert not any(tensor.is_meta for tensor in (*skeleton.parameters(), *skeleton.buffers()))
+
+
+def test_meta_without_assign_warns_as_torch_does():
+    layer = Linear(96, 40, device="meta")
+    with pytest.warns(UserWarning, match="no-op"):
+        layer.load_state_dict(make("W4A16").state_dict())
+    assert layer.packed.is_meta
+
+
+def test_to_empty_then_load():
+    source = make("W4A16")
+    layer = Linear(96, 40, device="meta").to_empty(device="cpu")
+    layer.load_state_dict(source.state_dict())
+    assert layer.quantized.equal(source.quantized)
+
+
+def test_from_float_on_meta():
+    with torch.device("meta"):
+        layer = Linear.from_float(nn.Linear(96, 40), "NVFP4A16")
+    assert layer.packed.is_meta
+    source = make("NVFP4A16")
+    layer.load_state_dict(source.state_dict(), assign=True)
+    assert torch.equal(layer(torch.ones(1, 96)), source(torch.ones(1, 96)))
+
+
+def test_loading_in_place_keeps_shared_memory():
+    source, layer = make("W4A16"), make("W4A16")
+    packed = layer.packed
+    layer.load_state_dict(source.state_dict())
+    assert layer.packed is packed
+    assert torch.equal(packed, source.packed)
+
+
+# ---- refusals: nothing is changed ----
+
+GOOD = {"scheme": "W4A16_ASYM"}
+
+
+def changed(name, value):
+    def change(state):
+        state[name] = value(state[name]) if callable(value) else value
+
+    return change
+
+
+def with_entry(value):
+    def change(tensor):
+        tensor = tensor.clone()
+        tensor.view(-1)[3] = value
+        return tensor
+
+    return change
+
+
+REFUSALS = [
+    ("W4A16", changed("weight_packed", lambda t: t[:, :-1]), ValueError, "weight_packed is 40 x 11: 40 x 12 is needed"),
+    ("W4A16", changed("weight_packed", lambda t: t.long()), TypeError, "weight_packed is int64: int32 is needed"),
+    ("W4A16", changed("weight_scale", lambda t: t[:-1]), ValueError, "weight_scale is 39 x 1: 40 x 1 is needed"),
+    ("W4A16", changed("weight_scale", lambda t: t.double()), TypeError, "weight: scales are float64"),
+    ("W4A16", changed("weight_scale", with_entry(float("nan"))), ValueError, r"the first is nan at \[3, 0\]"),
+    ("W4A16", changed("weight_scale", with_entry(-1.0)), ValueError, r"the first is -1 at \[3, 0\]"),
+    ("W4A16", changed("weight_shape", torch.tensor([40, 95])), ValueError, r"weight_shape is \[40, 95\]: \[40, 96\]"),
+    ("W4A16", changed("weight", torch.zeros(40, 96)), ValueError, "weight and weight_packed: one of them"),
+    ("W4A16", changed("weight_zero_point", torch.ones(5, 1).int()), ValueError, "not all 0: the layer's scheme is sym"),
+    ("W4A16", changed("bias", torch.zeros(39)), ValueError, "bias is 39: 40 is needed"),
+    ("W4A16", changed("bias", torch.zeros(40).int()), TypeError, "bias is int32"),
+    ("W4A16_ASYM", changed("weight_zero_point", lambda t: t[:-1]), ValueError, "weight_zero_point is 4 x 1: 5 x 1"),
+    ("W4A16_ASYM", changed("weight_zero_point", torch.full((40, 1), 9, dtype=torch.int8)), ValueError, "first is 9"),
+    ("FP8", changed("weight", lambda t: t.float()), TypeError, "weight is float32: this is a floating-point checkpoint"),
+    ("FP8", changed("weight", lambda t: t.view(torch.int8)), TypeError, "weight is int8: float8_e4m3fn is needed"),
+    ("FP8", changed("weight", lambda t: torch.full_like(t, float("nan"))), ValueError, "3840 of 3840 codes are no"),
+    ("NVFP4A16", changed("weight_global_scale", torch.tensor([float("nan")])), ValueError, "weight_global_scale is nan"),
+    ("NVFP4A16", changed("weight_global_scale", torch.tensor([0.0])), ValueError, "weight_global_scale is 0"),
+    ("NVFP4A16", changed("weight_scale", lambda t: t.float()), TypeError, "nvfp4 takes float8_e4m3fn"),
+    ("MXFP4A16", changed("weight_scale", with_entry(255)), ValueError, "the first is nan"),
+    ("W8A8", changed("weight", lambda t: t[:, :5]), ValueError, "weight is 40 x 5: 40 x 96 is needed"),
+    (STATIC_ASYM, changed("input_scale", torch.tensor([-1.0])), ValueError, "input_scale: x_scale holds -1"),
+    (STATIC_ASYM, changed("input_scale", torch.ones(2)), ValueError, "x_scale has 2 numbers: it must have 1"),
+]
+
+
+@pytest.mark.parametrize(("scheme", "change", "error", "message"), REFUSALS, ids=range(len(REFUSALS)))
+def test_refusals_change_nothing(scheme, change, error, message):
+    layer, source = make(scheme), make(scheme)
+    before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    state = dict(source.state_dict())
+    change(state)
+    with pytest.raises(error, match=message):
+        layer.load_state_dict(state)
+    with pytest.raises(error, match="layer.*" + message):
+        nn.ModuleDict({"layer": layer}).load_state_dict({"layer." + name: t for name, t in state.items()})
+    for name, tensor in layer.state_dict().items():
+        assert torch.equal(bits(tensor), bits(before[name]))
+
+
+@pytest.mark.parametrize("scheme", ALL, ids=str)
+def test_missing_and_unexpected_names(scheme):
+    layer, source = make(scheme), make(scheme)
+    before = layer.packed.clone()
+    state = source.state_dict()
+    for name in state:
+        partial = {other: tensor for other, tensor in state.items() if other != name}
+        with pytest.raises(RuntimeError, match=name if name != "weight" else "weight"):
+            layer.load_state_dict(partial)
+        assert torch.equal(layer.packed, before)
+    with pytest.raises(RuntimeError, match="Unexpected key.*extra"):
+        make(scheme).load_state_dict({**state, "extra": torch.zeros(1)})
+    result = layer.load_state_dict({"bias": state["bias"]}, strict=False)
+    assert result.missing_keys
+    assert torch.equal(layer.packed, before)
+    assert torch.equal(layer.bias, source.bias)
+
+
+def test_older_checkpoints_have_zero_points_of_zero():
+    layer = make("W8A8")
+    state = {**layer.state_dict(), "weight_zero_point": torch.zeros(40, 1, dtype=torch.int8)}
+    make("W8A8").load_state_dict(state)
+
+
+# ---- files ----
+
+
+@pytest.fixture
+def model():
+    return nn.Sequential(make("W4A16"), nn.LayerNorm(40), make("NVFP4A16", 16, 40), make(STATIC_ASYM, 8, 16))
+
+
+def test_safetensors_round_trip(model, tmp_path):
+    need("safetensors")
+    path = tmp_path / "model.safetensors"
+    checkpoints.save_model(model, path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.safetensors"]
+    other = nn.Sequential(make("W4A16"), nn.LayerNorm(40), make("NVFP4A16", 16, 40), make(STATIC_ASYM, 8, 16))
+    checkpoints.load_model(other, path)
+    x = torch.randn(3, 96)
+    assert torch.equal(other(x), model(x))
+    from safetensors.torch import load_model, save_model  # safetensors' own helpers work as well
+
+    save_model(model, str(path))
+    other[0].packed.zero_()
+    load_model(other, str(path))
+    assert torch.equal(other(x), model(x))
+
+
+def test_safetensors_into_a_meta_model(model, tmp_path):
+    need("safetensors")
+    path = tmp_path / "model.safetensors"
+    checkpoints.save_model(model, path)
+    skeleton = copy.deepcopy(model).to("meta")
+    checkpoints.load_model(skeleton, path, assign=True)
+    assert torch.equal(skeleton(torch.ones(1, 96)), model(torch.ones(1, 96)))
+
+
+def test_tied_weights_are_written_once(tmp_path):
+    need("safetensors")
+    model = nn.ModuleDict({"embed": nn.Embedding(50, 32), "proj": make("W8A16", 32, 32), "head": nn.Linear(32, 50)})
+    model["head"].weight = model["embed"].weight
+    path = tmp_path / "model.safetensors"
+    checkpoints.save_model(model, path)
+    assert "head.weight" not in checkpoints.load_file(path)
+    other = copy.deepcopy(model)
+    nn.init.zeros_(other["embed"].weight)
+    checkpoints.load_model(other, path)
+    assert torch.equal(other["head"].weight, model["embed"].weight)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, 0.5, -1])
+def test_truncated_files(model, tmp_path, keep):
+    need("safetensors")
+    path = tmp_path / "model.safetensors"
+    checkpoints.save_model(model, path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(keep * len(whole)) if isinstance(keep, float) else keep])
+    other = copy.deepcopy(model)
+    before = [tensor.clone() for tensor in (*other.parameters(), *other.buffers())]
+    with pytest.raises(ValueError, match=r"model.safetensors \(\d+ bytes\) is truncated or no safetensors file"):
+        checkpoints.load_model(other, path)
+    for tensor, old in zip((*other.parameters(), *other.buffers()), before, strict=True):
+        assert torch.equal(tensor, old)
+
+
+def test_a_file_that_does_not_fit_changes_nothing(model, tmp_path):
+    need("safetensors")
+    path = tmp_path / "model.safetensors"
+    state = dict(model.state_dict())
+    others = {
+        "3.weight_scale": (torch.full_like(state["3.weight_scale"], float("nan")), "3.weight: 8 of 8 scales"),
+        "1.bias": (torch.zeros(41), "1.bias is .41.: .40. is needed"),
+        "nothing": (torch.zeros(1), "nothing is unexpected"),
+        "2.weight_packed": (None, "2.weight_packed: missing, NVFP4A16 needs this"),
+        "1.weight": (None, "1.weight is missing"),
+    }
+    for name, (value, message) in others.items():
+        broken = {**state, name: value}
+        checkpoints.save_file({key: tensor for key, tensor in broken.items() if tensor is not None}, path)
+        fresh = nn.Sequential(make("W4A16"), nn.LayerNorm(40), make("NVFP4A16", 16, 40), make(STATIC_ASYM, 8, 16))
+        before = [tensor.clone() for tensor in (*fresh.parameters(), *fresh.buffers())]
+        with pytest.raises(ValueError, match=message):
+            checkpoints.load_model(fresh, path)
+        for tensor, old in zip((*fresh.parameters(), *fresh.buffers()), before, strict=True):
+            assert torch.equal(tensor, old)
+    with pytest.raises(FileNotFoundError):
+        checkpoints.load_model(model, tmp_path / "none.safetensors")
