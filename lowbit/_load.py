@@ -60,7 +60,7 @@ def load_ops() -> None:
     if not library.exists():
         raise ImportError(f"lowbit is half installed: _ops.so is missing from {_PACKAGE}; {_REBUILD}")
     try:
-        torch.ops.load_library(str(library))
+        torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
     except OSError as error:
         raise ImportError(
             f"lowbit's operators, built with torch {built_with}, do not load into torch {torch.__version__}: {error}; "

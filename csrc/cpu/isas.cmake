@@ -1,7 +1,8 @@
 # Adds the kernels of every CPU level. The levels are the rows of csrc/dispatch/cpu_isas.inc, read by the preprocessor
 # so that the target processor chooses them. Each names a folder here:
 #   flags.cmake     LOWBIT_ISA_FLAGS for all its files, LOWBIT_ISA_FLAGS_<stem> for <stem>.cpp on top
-#   *.cpp           compiled with those flags
+#   *.cpp           compiled with those flags, and without exceptions: kernels throw none, and their tables would be
+#                   symbols shared with objects that have other flags
 
 function(lowbit_read_cpu_isas out)
   set(rows ${PROJECT_SOURCE_DIR}/csrc/dispatch/cpu_isas.inc)
@@ -28,7 +29,7 @@ function(lowbit_add_cpu_kernels target)
     foreach(source IN LISTS sources)
       get_filename_component(stem ${source} NAME_WE)
       set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS
-                                  "${LOWBIT_ISA_FLAGS};${LOWBIT_ISA_FLAGS_${stem}}")
+                                  "-fno-exceptions;${LOWBIT_ISA_FLAGS};${LOWBIT_ISA_FLAGS_${stem}}")
     endforeach()
     target_sources(${target} PRIVATE ${sources})
   endforeach()

@@ -36,9 +36,17 @@ std::string dl_dtype_name(dl_dtype t) {
     dl_dtype type;
     const char* name;
   } names[] = {
-      {{2, 32, 1}, "float32"},  {{2, 16, 1}, "float16"}, {{2, 64, 1}, "float64"},        {{4, 16, 1}, "bfloat16"},
-      {{0, 8, 1}, "int8"},      {{1, 8, 1}, "uint8"},    {{0, 32, 1}, "int32"},          {{0, 64, 1}, "int64"},
-      {{10, 8, 1}, "float8_e4m3fn"}, {{12, 8, 1}, "float8_e5m2"}, {{14, 8, 1}, "float8_e8m0fnu"},
+      {{2, 32, 1}, "float32"},
+      {{2, 16, 1}, "float16"},
+      {{2, 64, 1}, "float64"},
+      {{4, 16, 1}, "bfloat16"},
+      {{0, 8, 1}, "int8"},
+      {{1, 8, 1}, "uint8"},
+      {{0, 32, 1}, "int32"},
+      {{0, 64, 1}, "int64"},
+      {{10, 8, 1}, "float8_e4m3fn"},
+      {{12, 8, 1}, "float8_e5m2"},
+      {{14, 8, 1}, "float8_e8m0fnu"},
   };
   for (const auto& row : names)
     if (row.type.code == t.code && row.type.bits == t.bits && row.type.lanes == t.lanes) return row.name;
@@ -158,7 +166,8 @@ array read(const py::object& object, const char* name, bool rows_only) {
     return read_numpy(bytes ? numpy.attr("frombuffer")(object, "uint8") : numpy.attr("asarray")(object), name,
                       rows_only);
   }
-  throw py::type_error(std::string(name) + " is of type " + py::str(py::type::of(object).attr("__name__")).cast<std::string>() +
+  throw py::type_error(std::string(name) + " is of type " +
+                       py::str(py::type::of(object).attr("__name__")).cast<std::string>() +
                        ": it must be a NumPy array, an array with __dlpack__, or a buffer");
 }
 

@@ -113,9 +113,9 @@ py::list kernels() {
   return list;
 }
 
-py::list explain(const std::string& family, const std::string& format, int64_t m, int64_t n, int64_t k,
-                 int64_t group_k, const std::string& x_dtype) {
-  const lowbit_problem problem{family_called(family), format_called(format), m, n, k, group_k,
+py::list explain(const std::string& family, const std::string& format, int64_t m, int64_t n, int64_t k, int64_t group_k,
+                 const std::string& x_dtype) {
+  const lowbit_problem problem{family_called(family),           format_called(format), m, n, k, group_k,
                                dtype_called(x_dtype, "x_dtype")};
   py::list list;
   const auto visit = [](void* context, int32_t kernel, int32_t chosen, const char* reason) {
@@ -460,8 +460,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("dequantize", &dequantize, arg("codes"), arg("scales"), arg("zero_points") = none, keywords, arg("format"),
         arg("group_n"), arg("group_k"), arg("k") = none, arg("global_scale") = 1.0f, arg("dtype") = "float32",
         arg("num_threads") = 0, "[n, k] from the canonical form.");
-  m.def("encode", &encode, arg("w"), arg("divisor"), arg("zero_points") = none, keywords, arg("format"),
-        arg("group_n"), arg("group_k"), arg("num_threads") = 0,
+  m.def("encode", &encode, arg("w"), arg("divisor"), arg("zero_points") = none, keywords, arg("format"), arg("group_n"),
+        arg("group_k"), arg("num_threads") = 0,
         "Codes [n, ceil(k * bits / 8)] of the values nearest to w / divisor + zero_point, ties to even, saturating.");
   m.def("gemm", &gemm, arg("x"), arg("packed"), arg("bias") = none, keywords, arg("family") = "weight_only",
         arg("out_dtype") = none, arg("x_scale") = none, arg("x_zero_point") = none, arg("symmetric") = true,

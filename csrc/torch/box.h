@@ -49,9 +49,7 @@ struct boxed;
 
 template <class Result, class... Arguments, Result (*function)(Arguments...)>
 struct boxed<function> {
-  static void call(StableIValue* stack, uint64_t, uint64_t) {
-    run(stack, std::index_sequence_for<Arguments...>());
-  }
+  static void call(StableIValue* stack, uint64_t, uint64_t) { run(stack, std::index_sequence_for<Arguments...>()); }
 
  private:
   template <size_t... i>

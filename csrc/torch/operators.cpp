@@ -35,8 +35,7 @@ STABLE_TORCH_LIBRARY(lowbit, m) {
       "dequantize(Tensor codes, Tensor scales, Tensor? zero_points, float global_scale, str format, SymInt n, "
       "SymInt k, SymInt group_n, SymInt group_k, ScalarType dtype) -> Tensor");
   // codes for w [n, k] and divisor, of the shape of scales.
-  m.def(
-      "encode(Tensor w, Tensor divisor, Tensor? zero_points, str format, SymInt group_n, SymInt group_k) -> Tensor");
+  m.def("encode(Tensor w, Tensor divisor, Tensor? zero_points, str format, SymInt group_n, SymInt group_k) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lowbit, CPU, m) {

