@@ -63,8 +63,8 @@ def load_ops() -> None:
         torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
     except OSError as error:
         raise ImportError(
-            f"lowbit's operators, built with torch {built_with}, do not load into torch {torch.__version__}: {error}; "
-            f"{_REBUILD}"
+            f"lowbit's operators, built with torch {built_with}, do not load into torch {torch.__version__}: "
+            f"{error.__cause__ or error}; {_REBUILD}"
         ) from error
 
 
