@@ -65,6 +65,8 @@ class Linear(nn.Module):
     ) -> None:
         super().__init__()
         scheme = Scheme.of(scheme)
+        if in_features < 1 or out_features < 1:
+            raise ValueError(f"in_features = {in_features}, out_features = {out_features}: each must be at least 1")
         weight = torch.empty(out_features, in_features, device=device, dtype=dtype)
         offset = torch.empty(out_features, device=device, dtype=dtype) if bias else None
         if weight.dtype not in formats.FLOATS:
@@ -361,10 +363,8 @@ class Linear(nn.Module):
         weight, scale, zero_point = self._read(state_dict, prefix, mine)
         missing = self._missing(mine)
         missing_keys += [prefix + name for name in missing]
-        if strict and (missing or (self.bias is not None and prefix + "bias" not in state_dict)):
-            if self.bias is not None and prefix + "bias" not in state_dict:
-                missing_keys.append(prefix + "bias")
-            return  # load_state_dict is going to raise: change nothing
+        if missing and mine:
+            return  # part of a layer: change nothing. (Whether load_state_dict is strict is not known here.)
         own_unexpected: list[str] = []
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, own_unexpected, error_msgs

@@ -106,7 +106,7 @@ def read_weight(
         raise ValueError(f"{name}weight and {name}weight_packed: one of them is needed, not both")
     if fmt.zero_point and "weight_packed" in tensors:
         codes = reader.take("weight_packed", torch.int32, (n, -(-k * fmt.bits // 32)))
-        codes = codes.contiguous().view(torch.uint8)[:, : fmt.row_bytes(k)]
+        codes = _bytes(codes)[:, : fmt.row_bytes(k)]
         codes = _biased(codes).view(torch.int8) if fmt.bits == 8 else codes
         reader.expect_shape(shape)
     elif fmt.zero_point:
@@ -192,7 +192,13 @@ def _biased(codes: Tensor) -> Tensor:
 def _words(rows: Tensor) -> Tensor:
     """uint8 [rows, bytes] -> int32 [rows, ceil(bytes / 4)], the last word filled with 0."""
     rows = rows.view(torch.uint8)
-    return F.pad(rows, (0, -rows.shape[1] % 4)).view(torch.int32)
+    words = F.pad(rows, (0, -rows.shape[1] % 4)).flatten().view(torch.int32)  # a view needs strides, even of one row
+    return words.view(rows.shape[0], -1)
+
+
+def _bytes(words: Tensor) -> Tensor:
+    """int32 [rows, words] -> uint8 [rows, 4 * words]."""
+    return words.contiguous().flatten().view(torch.uint8).view(words.shape[0], -1)
 
 
 def _nibbles(values: Tensor) -> Tensor:
@@ -223,7 +229,7 @@ def _pack_zero_points(zero_points: Tensor, fmt: Format) -> Tensor:
 
 
 def _unpack_zero_points(packed: Tensor, rows: int, fmt: Format) -> Tensor:
-    stored = packed.t().contiguous().view(torch.uint8)
+    stored = _bytes(packed.t())
     if fmt.bits == 4:
         stored = torch.stack((stored & 15, stored >> 4), -1).flatten(1)
     return (stored[:, :rows].to(torch.int16) + int(fmt.lowest)).to(torch.int8).t().contiguous()

@@ -47,7 +47,12 @@ def test_every_format_is_tested_here():
 
 
 def test_storage():
-    expected = {"int8": torch.int8, "fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2, "mxfp8": torch.float8_e4m3fn}
+    expected = {
+        "int8": torch.int8,
+        "fp8_e4m3": torch.float8_e4m3fn,
+        "fp8_e5m2": torch.float8_e5m2,
+        "mxfp8": torch.float8_e4m3fn,
+    }
     for fmt in formats.table().values():
         assert fmt.storage == expected.get(fmt.name, torch.uint8)
         assert fmt.row_bytes(5) == (5 if fmt.bits == 8 else 3)
@@ -64,12 +69,16 @@ def test_bad_codes():
 def encode_values(fmt: formats.Format, values: torch.Tensor) -> torch.Tensor:
     """The value that each float32 value is rounded to: quantized with a scale of 1."""
     codes = lowbit.ops.ops.encode(values[None], torch.ones(1, 1), None, fmt.name, 1, values.numel())
-    whole = lowbit.QuantizedTensor(
-        codes.view(fmt.storage),
-        torch.full((1, 1), 127, dtype=torch.uint8) if fmt.scale_dtype == "float8_e8m0fnu" else torch.ones(1, 1),
-        format=fmt.name,
-        shape=(1, values.numel()),
-    ) if not fmt.block_k else None
+    whole = (
+        lowbit.QuantizedTensor(
+            codes.view(fmt.storage),
+            torch.full((1, 1), 127, dtype=torch.uint8) if fmt.scale_dtype == "float8_e8m0fnu" else torch.ones(1, 1),
+            format=fmt.name,
+            shape=(1, values.numel()),
+        )
+        if not fmt.block_k
+        else None
+    )
     numbers = codes.long() if fmt.bits == 8 else torch.stack((codes & 15, codes >> 4), -1).flatten(1).long()
     assert whole is None or torch.equal(numbers[:, : values.numel()], code_numbers(whole))
     return fmt.values[numbers[0, : values.numel()]]
@@ -95,14 +104,16 @@ def test_encode_rounds_as_ml_dtypes(name):
     fmt = formats.get(name)
     finite = fmt.values[fmt.values.isfinite()].unique()
     middle = (finite[1:] + finite[:-1]) / 2
-    values = torch.cat([
-        middle,
-        torch.nextafter(middle, middle + 1),
-        torch.nextafter(middle, middle - 1),
-        finite,
-        torch.linspace(fmt.lowest, fmt.largest, 10001),
-        torch.tensor([1e-40, -1e-40, 2.0**-149, 0.0, -0.0]),
-    ])
+    values = torch.cat(
+        [
+            middle,
+            torch.nextafter(middle, middle + 1),
+            torch.nextafter(middle, middle - 1),
+            finite,
+            torch.linspace(fmt.lowest, fmt.largest, 10001),
+            torch.tensor([1e-40, -1e-40, 2.0**-149, 0.0, -0.0]),
+        ]
+    )
     expected = values.numpy().astype(getattr(ml_dtypes, ML_DTYPES[name])).astype(np.float32)
     np.testing.assert_array_equal(encode_values(fmt, values).numpy(), expected)
 

@@ -29,7 +29,10 @@ def test_every_public_name_is_there():
         assert getattr(lowbit, name) is not None
     with pytest.raises(AttributeError, match="module 'lowbit' has no attribute 'nothing'"):
         lowbit.nothing  # noqa: B018
-    assert python("from lowbit import *; print(quantize.__name__, nn.Linear.__name__)").split() == ["quantize", "Linear"]
+    assert python("from lowbit import *; print(quantize.__name__, nn.Linear.__name__)").split() == [
+        "quantize",
+        "Linear",
+    ]
 
 
 def test_version():
@@ -63,7 +66,8 @@ def test_explain_takes_layers_and_tensors():
     layer = lowbit.nn.Linear(96, 40, scheme="W8A8")
     assert lowbit.explain(layer, 4).problem.startswith("integer int8: m = 4, n = 40, k = 96, groups of 96, bfloat16")
     tensor = lowbit.quantize(torch.randn(40, 96), "W4A16")
-    assert lowbit.explain(tensor, 4, x_dtype=torch.float32).problem.startswith("weight_only int4: m = 4, n = 40, k = 96")
+    problem = lowbit.explain(tensor, 4, x_dtype=torch.float32).problem
+    assert problem.startswith("weight_only int4: m = 4, n = 40, k = 96, groups of 128, float32 activations")
     assert lowbit.explain(tensor, 4).kernel == lowbit.explain("W4A16", 4, 40, 96).kernel
 
 

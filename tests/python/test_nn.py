@@ -6,6 +6,7 @@ import io
 import pickle
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -28,7 +29,12 @@ def static_options(scheme):
     return {"input_scale": 0.05} | ({} if scheme.activation_symmetric else {"input_zero_point": 3})
 
 
-ALL = [*SCHEMES, STATIC, STATIC_ASYM, Scheme("int4", 32, symmetric=False, activation="int8", activation_symmetric=False)]
+ALL = [
+    *SCHEMES,
+    STATIC,
+    STATIC_ASYM,
+    Scheme("int4", 32, symmetric=False, activation="int8", activation_symmetric=False),
+]
 
 
 @pytest.mark.parametrize("scheme", ALL, ids=str)
@@ -98,7 +104,7 @@ def test_from_quantized_shares_memory():
         ),
         (lambda: Linear.from_float(nn.Linear(4, 4), STATIC_ASYM, input_scale=1.0), ValueError, "input_zero_point is"),
         (lambda: Linear(4, 4, dtype=torch.float64), TypeError, "dtype is float64"),
-        (lambda: Linear(0, 4), ValueError, "4 x 0"),
+        (lambda: Linear(0, 4), ValueError, "in_features = 0"),
     ],
 )
 def test_refusals(make, error, message):
@@ -173,9 +179,8 @@ def test_casts(scheme):
 
 def test_other_devices_are_refused_before_anything_moves():
     layer = Linear(96, 40)
-    fake = torch.device("privateuseone", 0)
-    with pytest.raises((ValueError, RuntimeError, NotImplementedError)):
-        layer.to(fake)
+    with pytest.raises(ValueError, match="device is cuda:0: this build of lowbit has kernels for the CPU only"):
+        layer._apply(lambda tensor: SimpleNamespace(device=torch.device("cuda", 0)))
     assert layer.packed.device.type == layer.bias.device.type == "cpu"
     layer(torch.randn(1, 96))
 
@@ -246,7 +251,8 @@ def test_one_copy_of_the_weight(scheme):
     layer(torch.randn(4, 1024))
     assert tensor_bytes() - before == held, "calling it"
     layer.state_dict()
-    _ = layer.weight, layer.quantized.codes
+    layer.weight.sum()
+    layer.quantized.codes.shape  # noqa: B018
     assert tensor_bytes() - before == held, "looking at it"
     layer.load_state_dict(layer.state_dict())
     assert tensor_bytes() - before == held, "loading it"
