@@ -13,6 +13,8 @@ from timing import Contestant, num_copies
 SHAPES = [(4096, 4096), (11008, 4096), (4096, 11008)]  # (n, k) of a 7B model's projections
 ROWS = [1, 4, 16, 64, 256, 1024]  # m
 
+TOO_SLOW_SECONDS = 2.0  # for a call: the scalar reference on a large problem is right, and nothing to time
+
 # (scheme, dtype of the activations)
 CASES = [
     ("W4A16", "bfloat16"),

@@ -1,6 +1,8 @@
 """Turns the JSON of ``pytest benchmarks --benchmark-only --benchmark-json=run.json`` into a plot and tables.
 
-python benchmarks/report.py run.json --plot docs/images/roofline --markdown docs/performance_table.md
+python benchmarks/report.py run.json                                     the tables, on the screen
+python benchmarks/report.py run.json --plot docs/images/roofline         PNG and SVG
+python benchmarks/report.py run.json --insert docs/performance.md        the tables, between that file's marks
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from pathlib import Path
 from statistics import geometric_mean, median
 from typing import Any
 
-MULTIPLY = {"f32": "f32", "bf16": "bf16", "int8": "int8"}
+MULTIPLY = ("f32", "bf16", "int8")
 Row = dict[str, Any]
 
 
@@ -63,7 +65,7 @@ def table(head: list[str], body: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def machine(run: dict[str, Any]) -> str:
+def machine(run: dict[str, Any], rows: list[Row]) -> str:
     """What it ran on, in a few lines."""
     info, limits = run["machine_info"], run.get("limits", {})
     own = info.get("lowbit", {})
@@ -80,8 +82,17 @@ def machine(run: dict[str, Any]) -> str:
             f"- lowbit {own.get('lowbit', '?')}, torch {own.get('torch', '?')}, {own.get('platform', '?')}",
             f"- commit `{(run.get('commit_info') or {}).get('id', '?')[:12]}`, {run.get('datetime', '?')[:16]}",
             f"- limits measured during the run (medians): {', '.join(measured)}",
+            *disturbance(rows),
         ]
     )
+
+
+def disturbance(rows: list[Row]) -> list[str]:
+    """A line on what others took of the machine meanwhile, if it is known."""
+    percents = [row["others_percent"] for row in rows if row.get("others_percent") is not None]
+    if not percents:
+        return []
+    return [f"- others took {median(percents):.0f} % of the processors (median; at most {max(percents):.0f} %)"]
 
 
 def summary(rows: list[Row]) -> str:
@@ -136,7 +147,7 @@ def markdown(run: dict[str, Any], rows: list[Row]) -> str:
     """The whole report."""
     parts = [
         "## Machine",
-        machine(run),
+        machine(run, rows),
         "## Summary",
         SUMMARY,
         summary(rows),
@@ -149,6 +160,21 @@ def markdown(run: dict[str, Any], rows: list[Row]) -> str:
         facts = f"Format `{found[0]['format']}`, kernels {kernels}, largest relative error {error:.1e}."
         parts += [f"### {title(case)}", facts, details(found)]
     return "\n\n".join(parts) + "\n"
+
+
+BEGIN, END = "<!-- measured: benchmarks/report.py --insert writes from here -->", "<!-- to here -->"
+
+
+def insert(document: str, text: str) -> str:
+    """The document with ``text`` between its two marks.
+
+    Raises:
+        ValueError: it does not have both, once.
+    """
+    if document.count(BEGIN) != 1 or document.count(END) != 1:
+        raise ValueError(f"the document must hold each of these lines once: {BEGIN!r} and {END!r}")
+    before, after = document.index(BEGIN) + len(BEGIN), document.index(END)
+    return f"{document[:before]}\n\n{text}\n{document[after:]}"
 
 
 # ---- plot ----
@@ -298,13 +324,17 @@ def main() -> None:
     parser.add_argument("json", type=Path, help="what --benchmark-json wrote")
     parser.add_argument("--plot", type=Path, metavar="STEM", help="write STEM.png and STEM.svg")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables here (default: to the screen)")
+    parser.add_argument("--insert", type=Path, metavar="FILE", help="replace what stands between this file's marks")
     arguments = parser.parse_args()
     run, rows = load(arguments.json)
     if arguments.plot:
         for path in plot(run, rows, arguments.plot):
             print(f"wrote {path}", file=sys.stderr)
     text = markdown(run, rows)
-    if arguments.markdown:
+    if arguments.insert:
+        arguments.insert.write_text(insert(arguments.insert.read_text(), text))
+        print(f"wrote {arguments.insert}", file=sys.stderr)
+    elif arguments.markdown:
         arguments.markdown.parent.mkdir(parents=True, exist_ok=True)
         arguments.markdown.write_text(text)
         print(f"wrote {arguments.markdown}", file=sys.stderr)

@@ -10,10 +10,8 @@ import torch
 import lowbit
 from lowbit._load import core
 from peers import PeerWeights, contestants
-from problems import Problem, activations, check, float_weight, ours, packed_copies
-from timing import Limit, Spread, Turns, multiplier, run
-
-TOO_SLOW_SECONDS = 2.0  # the scalar reference on a large problem: right, and nothing to time
+from problems import TOO_SLOW_SECONDS, Problem, activations, check, float_weight, ours, packed_copies
+from timing import Disturbance, Limit, Spread, Turns, multiplier, run
 
 
 class OurWeights:
@@ -59,6 +57,7 @@ def test_linear(benchmark, problem: Problem, our_weights: OurWeights, peer_weigh
     multiply = Limit(multiplier(problem.family, problem.x_dtype))
 
     turns = Turns(entrant, [bandwidth, multiply, *others], blocks)
+    disturbance = Disturbance()
     benchmark.pedantic(run, setup=turns, rounds=turns.rounds)
     if benchmark.stats is None:  # --benchmark-disable
         return
@@ -94,6 +93,7 @@ def test_linear(benchmark, problem: Problem, our_weights: OurWeights, peer_weigh
             "relative_error": error,
             "weight_error": lowbit.relative_error(weight, quantized),
             "copies": len(copies),
+            "others_percent": disturbance.percent(),
             "peers": {
                 other.name: {
                     "median_us": other.spread().median * 1e6,

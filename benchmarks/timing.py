@@ -8,6 +8,7 @@ whoever ran before stops spinning, and a few calls that are not counted. Figures
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -177,6 +178,39 @@ class Turns:
 def run(call: Call) -> None:
     """The function that pytest-benchmark times."""
     call()
+
+
+class Disturbance:
+    """How much of the machine others took since this was made: the rest of this system, and the hypervisor."""
+
+    def __init__(self) -> None:
+        self._begin = _cpu_seconds()
+
+    def percent(self) -> float | None:
+        """Of all processors' time; None where the system does not say."""
+        begin, end = self._begin, _cpu_seconds()
+        if begin is None or end is None or end.total <= begin.total:
+            return None
+        others = (end.busy - begin.busy) - (end.ours - begin.ours)
+        return max(0.0, 100 * others / (end.total - begin.total))
+
+
+@dataclass(frozen=True)
+class _CpuSeconds:
+    busy: float  # of everyone, with what the hypervisor gave to other machines
+    ours: float
+    total: float
+
+
+def _cpu_seconds() -> _CpuSeconds | None:
+    try:
+        with open("/proc/stat") as lines:
+            fields = [int(word) / os.sysconf("SC_CLK_TCK") for word in lines.readline().split()[1:9]]
+    except (OSError, ValueError):
+        return None
+    user, nice, system, idle, waiting, interrupts, soft_interrupts, stolen = fields
+    busy = user + nice + system + interrupts + soft_interrupts + stolen
+    return _CpuSeconds(busy, time.process_time(), busy + idle + waiting)
 
 
 def num_copies(weight_bytes: int, rotate_bytes: int) -> int:

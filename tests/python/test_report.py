@@ -67,3 +67,12 @@ def test_a_run_without_rows_is_refused(tmp_path):
     path.write_text(json.dumps({"benchmarks": [{"extra_info": {}}]}))
     with pytest.raises(ValueError, match="holds 1 benchmarks and none of test_linear"):
         report.load(path)
+
+
+def test_insert():
+    document = f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n"
+    once = report.insert(document, "new\n")
+    assert once == f"before\n{report.BEGIN}\n\nnew\n\n{report.END}\nafter\n"
+    assert report.insert(once, "new\n") == once
+    with pytest.raises(ValueError, match="each of these lines once"):
+        report.insert("no marks", "new")
