@@ -25,11 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import torch
 import torch.nn.functional as F
+from sentences import SENTENCES
 
 import lowbit
 from lowbit._load import core
 from problems import TOO_SLOW_SECONDS, Problem, activations, check, ours, packed_copies
-from sentences import SENTENCES
 from timing import Contestant, Disturbance, Limit, multiplier, num_copies, take_turns
 
 SCHEMES = [

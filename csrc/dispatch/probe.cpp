@@ -150,7 +150,7 @@ lowbit_status lowbit_probe(const char* what, double seconds, const lowbit_parall
   }
   for (const char* known : {"f32", "bf16", "int8"})
     if (std::strcmp(what, known) == 0)
-      return fail(LOWBIT_UNSUPPORTED, "level %s of this processor has no %s multiplier", cpu_isa_at(current_cpu_isa()).name,
-                  what);
+      return fail(LOWBIT_UNSUPPORTED, "level %s of this processor has no %s multiplier",
+                  cpu_isa_at(current_cpu_isa()).name, what);
   return fail(LOWBIT_INVALID_VALUE, "there is no probe '%s': read_bandwidth, f32, bf16 or int8", what);
 }

@@ -19,8 +19,9 @@ void int8(int64_t iterations) {
 
 void bf16(int64_t iterations) {  // by name: the file is not compiled for AVX512-BF16, which the row asks for
   const __m512i a = _mm512_set1_epi32(0x3f40bfa0), b = _mm512_set1_epi32(0x3fc03f20);  // pairs of bf16 near 1
-  probe_loop(iterations, _mm512_set1_ps(0.5f),
-             [&](__m512& sum) { __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b)); });
+  probe_loop(iterations, _mm512_set1_ps(0.5f), [&](__m512& sum) {
+    __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+  });
 }
 
 }  // namespace
