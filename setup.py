@@ -31,6 +31,14 @@ def program(name: str) -> str:
     return path
 
 
+def pybind11_directory() -> str:
+    try:
+        import pybind11
+    except ImportError:
+        raise SystemExit("lowbit: the build needs pybind11: pip install pybind11") from None
+    return str(pybind11.get_cmake_dir())
+
+
 def torch_arguments() -> list[str]:
     if os.environ.get("LOWBIT_TORCH", "").upper() == "OFF":
         return ["-DLOWBIT_TORCH=OFF"]
@@ -45,8 +53,6 @@ def torch_arguments() -> list[str]:
 
 class CMakeBuild(build_ext):
     def run(self) -> None:
-        import pybind11
-
         tree = ROOT / "build" / sys.implementation.cache_tag
         cache = tree / "CMakeCache.txt"
         if cache.is_file() and f"CMAKE_HOME_DIRECTORY:INTERNAL={ROOT}\n" not in cache.read_text():
@@ -55,7 +61,7 @@ class CMakeBuild(build_ext):
             "-DCMAKE_BUILD_TYPE=Release",
             f"-DCMAKE_MAKE_PROGRAM={program('ninja')}",
             f"-DPython_EXECUTABLE={sys.executable}",
-            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-Dpybind11_DIR={pybind11_directory()}",
             "-DLOWBIT_PYTHON=ON",
             *torch_arguments(),
             *(f"-D{name}={os.environ[name]}" for name in ("LOWBIT_CUDA", "LOWBIT_CUDA_ARCHS") if name in os.environ),

@@ -48,12 +48,14 @@ def load_ops() -> None:
     Raises:
         ImportError: they are not built, or this torch is too old for them or otherwise does not fit.
     """
-    import torch
-
     info = core().build_info()
     built_with, floor = info["torch"], info["torch_floor"]
     if built_with is None:
         raise ImportError(f"lowbit was built without its torch operators (LOWBIT_TORCH=OFF); {_REBUILD}")
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        raise ImportError(f"lowbit's operators need torch >= {floor}, which is not installed") from error
     if _release(torch.__version__) < _release(floor):
         raise ImportError(f"lowbit needs torch >= {floor}, and this is torch {torch.__version__}")
     library = _PACKAGE / "_ops.so"
