@@ -61,7 +61,7 @@ format: $(VENV)/.installed-lint
 # ---- .venv ----
 
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 # The build's own requirements, so that building needs no isolated environment and is incremental; and torch, whichever
 # is there already. Later installations keep that one.
