@@ -1,7 +1,10 @@
 // Activations as AMX B operands. Tile (t, s): 16 rows of x (fewer when m < 16) by 64 bytes of K, each dword of K a
-// tile row, each row of x a tile column:   bytes [tile t][step s][16][width][4]
+// tile row, each row of x a tile column:   bytes [run of 8 steps][tile t][step s][16][width][4]
+// What a slab of weights meets lies together: tiles a power of two apart would fall into the same sets of the cache.
 #pragma once
 
+#include "cpu/amx/tile.h"
+#include "cpu/amx/tuning.h"
 #include "cpu/avx512_vnni/simd.h"
 #include "cpu/generic/chunks.h"
 
@@ -18,7 +21,12 @@ struct activation_tiles {
   int64_t step_bytes() const { return 64 * width; }
   int64_t row_bytes() const { return 4 * width; }
   int64_t bytes() const { return tiles * steps * step_bytes(); }
-  uint8_t* at(int64_t tile, int64_t step) const { return data + (tile * steps + step) * step_bytes(); }
+  uint8_t* at(int64_t tile, int64_t step) const {
+    const int64_t run = step / slab_steps, run_steps = steps - run * slab_steps < slab_steps ? steps - run * slab_steps : slab_steps;
+    return data + (run * slab_steps * tiles + tile * run_steps + step % slab_steps) * step_bytes();
+  }
+  // Steps from `step` on that lie one after another.
+  int64_t contiguous(int64_t step) const { return slab_steps - step % slab_steps; }
 
   // From 64 bytes of K for each of 16 rows: the dword transpose that makes a tile.
   void store(int64_t tile, int64_t step, __m512i rows[16]) const {

@@ -1,6 +1,7 @@
 // Packed codes to AMX A operands: 16 rows of 64 bytes of K.
 #pragma once
 
+#include "cpu/amx/tuning.h"
 #include "cpu/avx512_vnni/simd.h"
 #include "cpu/generic/chunks.h"
 
@@ -29,7 +30,7 @@ class bf16_decoder {
 
   // One 1 KB packed block of a panel to its tiles: 4 of 4-bit codes, 2 of bytes.
   void block(int64_t panel, int64_t b, uint8_t* tiles) {
-    const uint8_t* lines = w.codes + (panel * s.blocks() + b) * panel_rows * line_bytes;
+    const uint8_t* lines = w.codes + s.block_offset(panel, b);
     if (s.bits == 4)
       lut16_block(panel, b, lines, tiles);
     else
@@ -43,39 +44,49 @@ class bf16_decoder {
   __m512i group_bits = {};
   int64_t table_panel = -1, table_group = -1;
   alignas(64) uint16_t table[panel_rows][64];  // of one chunk: 32 entries, 64 when groups are 16 wide
-  alignas(64) float scale[4][panel_rows], zero[4][panel_rows];
+  alignas(64) float scale[4][panel_rows], zero[4][panel_rows] = {};
 
   void load_group(int64_t panel, int64_t group, int slot) {
     if (group >= s.groups) group = s.groups - 1;  // padding: any finite scale does
     _mm512_store_ps(scale[slot], load_scales(w, panel, group));
-    _mm512_store_ps(zero[slot], _mm512_cvtepi32_ps(load_zero_points(w, panel, group)));
+    if (w.zero_points) _mm512_store_ps(zero[slot], _mm512_cvtepi32_ps(load_zero_points(w, panel, group)));
   }
 
+  template <bool Zero>
   __m512 scaled_values(int row, int slot) const {
-    return _mm512_mul_ps(_mm512_sub_ps(values, _mm512_set1_ps(zero[slot][row])), _mm512_set1_ps(scale[slot][row]));
+    const __m512 v = Zero ? _mm512_sub_ps(values, _mm512_set1_ps(zero[slot][row])) : values;
+    return _mm512_mul_ps(v, _mm512_set1_ps(scale[slot][row]));
+  }
+
+  template <bool Zero>
+  void make_tables() {
+    if (s.unit == 64) {
+      for (int r = 0; r < panel_rows; ++r) {
+        const __m256i entries = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(scaled_values<Zero>(r, 0)));
+        _mm256_store_si256(reinterpret_cast<__m256i*>(table[r]), entries);
+        _mm256_store_si256(reinterpret_cast<__m256i*>(table[r] + 16), entries);
+      }
+      return;
+    }
+    for (int r = 0; r < panel_rows; ++r)
+      for (int i = 0; i < 64 / s.unit; i += 2)
+        _mm512_store_si512(table[r] + 16 * i, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(
+                                                  scaled_values<Zero>(r, i + 1), scaled_values<Zero>(r, i))));
   }
 
   // Tables for the chunk that begins at a packed column.
   void prepare_tables(int64_t panel, int64_t column) {
-    const int64_t group = column / s.span;
+    const int64_t group = s.groups == 1 ? 0 : column / s.span;
     if (s.unit == 64) {
-      const int64_t g = s.groups == 1 ? 0 : group;
-      if (panel == table_panel && g == table_group) return;
+      if (panel == table_panel && group == table_group) return;
       table_panel = panel;
-      table_group = g;
-      load_group(panel, g, 0);
-      for (int r = 0; r < panel_rows; ++r) {
-        const __m512 v = scaled_values(r, 0);
-        _mm512_store_si512(table[r], reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(v, v)));
-      }
-      return;
+      table_group = group;
     }
-    const int groups = static_cast<int>(64 / s.unit);
-    for (int i = 0; i < groups; ++i) load_group(panel, group + i, i);
-    for (int r = 0; r < panel_rows; ++r)
-      for (int i = 0; i < groups; i += 2)
-        _mm512_store_si512(table[r] + 16 * i, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(scaled_values(r, i + 1),
-                                                                                           scaled_values(r, i))));
+    for (int i = 0; i < 64 / s.unit; ++i) load_group(panel, group + i, i);
+    if (w.zero_points)
+      make_tables<true>();
+    else
+      make_tables<false>();
   }
 
   template <int Unit, int Shift>
@@ -93,6 +104,7 @@ class bf16_decoder {
     prepare_tables(panel, column);
     for (int r = 0; r < panel_rows; ++r) {
       const __m512i line = _mm512_loadu_si512(lines + r * line_bytes);
+      _mm_prefetch(lines + r * line_bytes + prefetch_bytes, _MM_HINT_T0);
       _mm512_store_si512(tiles + r * 64, lookup<Unit, 0>(line, r));
       _mm512_store_si512(tiles + tile_bytes + r * 64, lookup<Unit, 8>(line, r));
     }
@@ -147,6 +159,7 @@ class bf16_decoder {
     for (int i = 0; i < 64 / s.unit; ++i) load_group(panel, group + i, i);
     for (int r = 0; r < panel_rows; ++r) {
       const __m512i line = _mm512_loadu_si512(lines + r * line_bytes);
+      _mm_prefetch(lines + r * line_bytes + prefetch_bytes, _MM_HINT_T0);
       _mm512_store_si512(tiles + r * 64, scaled_bytes(_mm512_and_si512(line, _mm512_set1_epi16(0xff)), r));
       _mm512_store_si512(tiles + tile_bytes + r * 64, scaled_bytes(_mm512_srli_epi16(line, 8), r));
     }
@@ -162,9 +175,9 @@ inline void decode_int4_step(const packed_view& w, const integer_axis& axis, int
   const int64_t column = axis.packed_column(step, s), count = axis.packed_columns(step, s);
   const uint64_t keep = count >= 64 ? ~0ull : (1ull << count) - 1;
   const bool high = s.high_nibble(column);
+  const uint8_t* lines = w.codes + s.code_offset(panel * panel_rows, column);
   for (int r = 0; r < panel_rows; ++r) {
-    const uint8_t* line = w.codes + s.code_offset(panel * panel_rows + r, column);
-    __m512i codes = _mm512_maskz_loadu_epi8(keep, line);
+    __m512i codes = _mm512_maskz_loadu_epi8(keep, lines + r * line_bytes);
     if (high) codes = _mm512_srli_epi16(codes, 4);
     codes = _mm512_and_si512(codes, _mm512_set1_epi8(15));
     codes = _mm512_maskz_sub_epi8(keep, codes, _mm512_set1_epi8(static_cast<int8_t>(offset[r])));
@@ -178,9 +191,9 @@ inline void decode_int8_step(const packed_view& w, const integer_axis& axis, int
   const packed_shape& s = w.shape;
   const int64_t column = axis.packed_column(step, s), count = axis.packed_columns(step, s);
   const uint64_t keep = count >= 64 ? ~0ull : (1ull << count) - 1;
+  const uint8_t* lines = w.codes + s.code_offset(panel * panel_rows, column);
   for (int r = 0; r < panel_rows; ++r)
-    _mm512_store_si512(tile + r * 64,
-                       _mm512_maskz_loadu_epi8(keep, w.codes + s.code_offset(panel * panel_rows + r, column)));
+    _mm512_store_si512(tile + r * 64, _mm512_maskz_loadu_epi8(keep, lines + r * line_bytes));
 }
 
 }  // namespace

@@ -100,28 +100,22 @@ inline void scale_tile(const gemm_problem& p, bool offset, const quantized_rows&
     scale_tile<false, false>(exact, sums, first, z, q_sums, x_zero);
 }
 
-// One tile of fp32 sums [output][row] to y[row][output], times the rows' scales.
-inline void store_scaled(const gemm_problem& p, const quantized_rows& x, const float* sums, int64_t panel,
-                         int64_t tile) {
-  __m512i r[16];
-  for (int i = 0; i < 16; ++i) r[i] = _mm512_load_si512(sums + 16 * i);
-  transpose_16x16(r);
-  const int64_t n = panel * panel_rows, rows = p.m - tile * 16 < 16 ? p.m - tile * 16 : 16;
-  const __mmask16 mask = first_lanes(p.w.shape.n - n);
-  const __m512 bias = p.bias ? load_f32(p.bias, n, p.bias_dtype, mask) : _mm512_setzero_ps();
-  for (int64_t i = 0; i < rows; ++i)
-    store_f32(p.y, (tile * 16 + i) * p.y_stride + n, p.y_dtype,
-              _mm512_fmadd_ps(_mm512_castsi512_ps(r[i]), _mm512_set1_ps(x.scale[tile * 16 + i]), bias), mask);
-}
-
+// Adds steps [first, last) of NT panels, whose A tiles begin at a[i], and MT activation tiles from `tile` on.
 template <int NT, int MT>
-void multiply_integer(bool decoded, const uint8_t* const a[NT], const uint8_t* const b[MT], const activation_tiles& x,
-                      int64_t steps) {
-  // Decoded 4-bit codes are signed; stored bytes are value + 128, unsigned.
-  if (decoded)
-    multiply<dot_s8s8, NT, MT>(a, 1024, b, x.step_bytes(), x.row_bytes(), steps);
-  else
-    multiply<dot_u8s8, NT, MT>(a, 1024, b, x.step_bytes(), x.row_bytes(), steps);
+void multiply_integer(bool is_signed, const uint8_t* const a[NT], const activation_tiles& x, int64_t tile, int64_t first,
+                      int64_t last) {
+  for (int64_t step = first; step < last;) {
+    const int64_t steps = last - step < x.contiguous(step) ? last - step : x.contiguous(step);
+    const uint8_t *weights[NT], *activations[MT];
+    for (int i = 0; i < NT; ++i) weights[i] = a[i] + (step - first) * 1024;
+    for (int j = 0; j < MT; ++j) activations[j] = x.at(tile + j, step);
+    // Decoded 4-bit codes are signed; stored bytes are value + 128, unsigned.
+    if (is_signed)
+      multiply<dot_s8s8, NT, MT>(weights, 1024, activations, x.step_bytes(), x.row_bytes(), steps);
+    else
+      multiply<dot_u8s8, NT, MT>(weights, 1024, activations, x.step_bytes(), x.row_bytes(), steps);
+    step += steps;
+  }
 }
 
 template <int NT, int MT>
@@ -135,7 +129,7 @@ void integer_small(const gemm_problem& p, const integer_axis& axis, const quanti
   const integer_weights weights(p, axis);
   const bool is_signed = p.w.shape.bits == 4;
   const tile_scope tiles(static_cast<int>(x.tiles.width));
-  const uint8_t *a[NT], *b[MT];
+  const uint8_t* a[NT];
 
   for (int64_t panel = first; panel < last; panel += NT) {
     for (int64_t segment = 0; segment < axis.segments(); ++segment) {
@@ -146,8 +140,7 @@ void integer_small(const gemm_problem& p, const integer_axis& axis, const quanti
       for (int64_t step = begin; step < end;) {
         const int64_t steps = weights.decoded() && end - step > most_steps ? most_steps : end - step;
         for (int i = 0; i < NT; ++i) a[i] = weights.tiles(at(i), step, steps, scales[i], buffer[i]);
-        for (int j = 0; j < MT; ++j) b[j] = x.tiles.at(j, step);
-        multiply_integer<NT, MT>(is_signed, a, b, x.tiles, steps);
+        multiply_integer<NT, MT>(is_signed, a, x.tiles, 0, step, step + steps);
         step += steps;
       }
       store_sums<NT * MT>(exact);
@@ -155,15 +148,17 @@ void integer_small(const gemm_problem& p, const integer_axis& axis, const quanti
         for (int j = 0; j < MT; ++j)
           scale_tile(p, !is_signed, x, segment, j, exact + (i * MT + j) * 256, sums + (i * MT + j) * 256, scales[i]);
     }
-    for (int i = 0; i < NT && panel + i < last; ++i)
-      for (int j = 0; j < MT; ++j) store_scaled(p, x, sums + (i * MT + j) * 256, panel + i, j);
+    for (int i = 0; i < NT && panel + i < last; i += 2)
+      for (int j = 0; j < MT; ++j)
+        store_outputs(p, sums + (i * MT + j) * 256, sums + ((i + 1) * MT + j) * 256, panel + i, j,
+                      _mm512_loadu_ps(x.scale + j * 16));
   }
 }
 
 // Steps [step, step + steps) of a slab of panels: whole segments, or a piece of one that is longer than a slab.
 struct integer_slab {
-  const uint8_t* tiles;           // [panel][step], unless the packed bytes serve
-  const segment_scales* scales;   // [panel][segment]
+  const uint8_t* tiles;          // [panel][step], unless the packed bytes serve
+  const segment_scales* scales;  // [panel][segment]
   int64_t first, panels, step, steps, first_segment, segments;
 };
 
@@ -176,21 +171,22 @@ void multiply_integer_slab(const gemm_problem& p, const integer_axis& axis, cons
   const bool pair = panel + 1 < slab.first + slab.panels, is_signed = p.w.shape.bits == 4;
   const int64_t panels[2] = {panel - slab.first, panel - slab.first + pair};
   alignas(64) int32_t exact[2 * MT * 256];
+  alignas(64) float only_sums[2 * MT * 256];
+  if (axis.segments() == 1) sums = only_sums;  // nothing to keep from slab to slab: L1 will do
   for (int64_t i = 0; i < slab.segments; ++i) {
     const int64_t segment = slab.first_segment + i;
     const int64_t segment_first = axis.first_step(segment), segment_last = segment_first + axis.steps_of(segment);
     const int64_t first = segment_first > slab.step ? segment_first : slab.step;
     const int64_t last = segment_last < slab.step + slab.steps ? segment_last : slab.step + slab.steps;
-    const uint8_t *a[2], *b[MT];
+    const uint8_t* a[2];
     for (int q = 0; q < 2; ++q)
       a[q] = weights.decoded() ? slab.tiles + (panels[q] * slab.steps + first - slab.step) * 1024
                                : weights.packed_tiles(slab.first + panels[q], first);
-    for (int j = 0; j < MT; ++j) b[j] = x.tiles.at(tile + j, first);
     if (first == segment_first)
       zero_sums<2 * MT>();
     else
       load_sums<2 * MT>(carried);
-    multiply_integer<2, MT>(is_signed, a, b, x.tiles, last - first);
+    multiply_integer<2, MT>(is_signed, a, x.tiles, tile, first, last);
     if (last < segment_last) {
       store_sums<2 * MT>(carried);
       return;
@@ -202,58 +198,69 @@ void multiply_integer_slab(const gemm_problem& p, const integer_axis& axis, cons
                    slab.scales[panels[q] * slab.segments + i]);
   }
   if (slab.step + slab.steps < axis.steps) return;
-  for (int q = 0; q < 1 + pair; ++q)
-    for (int j = 0; j < MT; ++j) store_scaled(p, x, sums + (q * MT + j) * 256, panel + q, tile + j);
+  for (int j = 0; j < MT; ++j)
+    store_outputs(p, sums + j * 256, sums + (MT + j) * 256, panel, tile + j,
+                  _mm512_loadu_ps(x.scale + (tile + j) * 16));
+}
+
+// Decodes the steps [step, step + steps) of a slab's panels, segment by segment.
+void decode_slab(const integer_weights& weights, const integer_axis& axis, const integer_slab& slab, uint8_t* tiles) {
+  for (int64_t i = 0; i < slab.panels; ++i) {
+    for (int64_t g = 0; g < slab.segments; ++g) {
+      const int64_t segment_first = axis.first_step(slab.first_segment + g);
+      const int64_t segment_last = segment_first + axis.steps_of(slab.first_segment + g);
+      const int64_t from = segment_first > slab.step ? segment_first : slab.step;
+      const int64_t to = segment_last < slab.step + slab.steps ? segment_last : slab.step + slab.steps;
+      weights.tiles(slab.first + i, from, to - from, slab.scales[i * slab.segments + g],
+                    tiles + (i * slab.steps + from - slab.step) * 1024);
+    }
+  }
 }
 
 bool integer_large(const gemm_problem& p, const integer_axis& axis, const quantized_rows& x, int64_t first,
                    int64_t last) {
   const integer_weights weights(p, axis);
-  const int64_t pairs = ceil_div(x.tiles.tiles, 2), slab_pairs = slab_panels / 2;
+  const int64_t slab_pairs = slab_panels / 2;
   // A slab takes as many whole segments as it holds, or a piece of one.
   const int64_t segment_steps = axis.steps_of(0);
-  const int64_t steps_at_once = segment_steps >= slab_steps ? slab_steps : slab_steps / segment_steps * segment_steps;
   const int64_t segments_at_once = segment_steps >= slab_steps ? 1 : slab_steps / segment_steps;
+  const int64_t steps_at_once = segment_steps >= slab_steps ? slab_steps : segments_at_once * segment_steps;
   const int64_t tile_bytes = weights.decoded() ? slab_panels * steps_at_once * 1024 : 0;
-  uint8_t* slab_memory = static_cast<uint8_t*>(scratch(
-      scratch_slot::panel, static_cast<size_t>(tile_bytes) + sizeof(segment_scales) * slab_panels * segments_at_once));
-  uint8_t* sums_memory =
-      static_cast<uint8_t*>(scratch(scratch_slot::sums, static_cast<size_t>(pairs * slab_pairs) * 8 * 1024));
+  const int64_t sums_bytes = slab_panels * slab_tiles * 1024;
+  uint8_t* slab_memory = static_cast<uint8_t*>(
+      scratch(scratch_slot::panel,
+              static_cast<size_t>(tile_bytes) + sizeof(segment_scales) * static_cast<size_t>(slab_panels * segments_at_once)));
+  uint8_t* sums_memory = static_cast<uint8_t*>(scratch(scratch_slot::sums, static_cast<size_t>(2 * sums_bytes)));
   if (!slab_memory || !sums_memory) return false;
   segment_scales* scales = reinterpret_cast<segment_scales*>(slab_memory + tile_bytes);
   float* sums = reinterpret_cast<float*>(sums_memory);
-  int32_t* carried = reinterpret_cast<int32_t*>(sums_memory + pairs * slab_pairs * 4 * 1024);
+  int32_t* carried = reinterpret_cast<int32_t*>(sums_memory + sums_bytes);
   const tile_scope tiles(16);
 
-  for (int64_t panel = first; panel < last; panel += slab_panels) {
-    const int64_t panels = last - panel < slab_panels ? last - panel : slab_panels;
-    for (int64_t segment = 0; segment < axis.segments(); segment += segments_at_once) {
-      const int64_t left = axis.segments() - segment;
-      const int64_t segments = left < segments_at_once ? left : segments_at_once;
-      for (int64_t i = 0; i < panels; ++i)
-        for (int64_t g = 0; g < segments; ++g) weights.scales(panel + i, segment + g, &scales[i * segments + g]);
-      const int64_t begin = axis.first_step(segment);
-      const int64_t end = axis.first_step(segment + segments - 1) + axis.steps_of(segment + segments - 1);
-      for (int64_t step = begin; step < end; step += steps_at_once) {
-        const int64_t steps = end - step < steps_at_once ? end - step : steps_at_once;
-        if (weights.decoded())
-          for (int64_t i = 0; i < panels; ++i)
-            for (int64_t g = 0; g < segments; ++g) {
-              const int64_t from = axis.first_step(segment + g) > step ? axis.first_step(segment + g) : step;
-              int64_t to = axis.first_step(segment + g) + axis.steps_of(segment + g);
-              to = to < step + steps ? to : step + steps;
-              weights.tiles(panel + i, from, to - from, scales[i * segments + g],
-                            slab_memory + (i * steps + from - step) * 1024);
+  for (int64_t tile = 0; tile < x.tiles.tiles; tile += slab_tiles) {
+    const int64_t last_tile = tile + slab_tiles < x.tiles.tiles ? tile + slab_tiles : x.tiles.tiles;
+    for (int64_t panel = first; panel < last; panel += slab_panels) {
+      const int64_t panels = last - panel < slab_panels ? last - panel : slab_panels;
+      for (int64_t segment = 0; segment < axis.segments(); segment += segments_at_once) {
+        const int64_t left = axis.segments() - segment, segments = left < segments_at_once ? left : segments_at_once;
+        for (int64_t i = 0; i < panels; ++i)
+          for (int64_t g = 0; g < segments; ++g) weights.scales(panel + i, segment + g, &scales[i * segments + g]);
+        const int64_t begin = axis.first_step(segment);
+        const int64_t end = axis.first_step(segment + segments - 1) + axis.steps_of(segment + segments - 1);
+        for (int64_t step = begin; step < end; step += steps_at_once) {
+          const int64_t steps = end - step < steps_at_once ? end - step : steps_at_once;
+          const integer_slab slab{slab_memory, scales, panel, panels, step, steps, segment, segments};
+          if (weights.decoded()) decode_slab(weights, axis, slab, slab_memory);
+          for (int64_t t = tile; t < last_tile; t += 2) {
+            for (int64_t i = 0; i < panels; i += 2) {
+              const int64_t c = ((t - tile) / 2 * slab_pairs + i / 2) * 1024;
+              if (t + 1 < last_tile)
+                multiply_integer_slab<2>(p, axis, x, weights, slab, panel + i, t, carried + c, sums + c);
+              else
+                multiply_integer_slab<1>(p, axis, x, weights, slab, panel + i, t, carried + c, sums + c);
             }
-        const integer_slab slab{slab_memory, scales, panel, panels, step, steps, segment, segments};
-        for (int64_t t = 0; t < x.tiles.tiles; t += 2)
-          for (int64_t i = 0; i < panels; i += 2) {
-            const int64_t c = (t / 2 * slab_pairs + i / 2) * 1024;
-            if (t + 1 < x.tiles.tiles)
-              multiply_integer_slab<2>(p, axis, x, weights, slab, panel + i, t, carried + c, sums + c);
-            else
-              multiply_integer_slab<1>(p, axis, x, weights, slab, panel + i, t, carried + c, sums + c);
           }
+        }
       }
     }
   }

@@ -78,6 +78,15 @@ inline void for_tiles(const F& f) {
   }
 }
 
+// On Sapphire Rapids the first tilestored after some 20 steps without one stalls for about 300 ns, however little it
+// stores; one every 16 steps keeps them all at 14 ns. Measured for a 2 x 2 block of 64 steps from L2: 58 % of the peak
+// without these, 69 % with them.
+constexpr int64_t store_interval = 16;
+inline void keep_stores_cheap() {
+  alignas(64) uint8_t nowhere[1024];
+  tile_store<weight_tile>(nowhere, 64);
+}
+
 // Sums of NT panels x MT activation tiles over `steps` steps of 64 bytes.
 //   weights[i]       A tiles of panel i: step s at + s * weight_stride, 16 rows of 64 bytes
 //   activations[j]   B tiles of activation tile j: step s at + s * activation_stride, 16 rows of `row_bytes`
@@ -85,6 +94,7 @@ template <class Dot, int NT, int MT>
 inline void multiply(const uint8_t* const weights[NT], int64_t weight_stride, const uint8_t* const activations[MT],
                      int64_t activation_stride, int64_t row_bytes, int64_t steps) {
   for (int64_t s = 0; s < steps; ++s) {
+    if (s % store_interval == store_interval - 1) keep_stores_cheap();
     for_tiles<NT>([&](auto i) {
       constexpr int a = weight_tile + i.value % 2;
       tile_load<a>(weights[i.value] + s * weight_stride, 64);

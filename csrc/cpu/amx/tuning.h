@@ -6,10 +6,15 @@
 namespace lowbit::cpu {
 namespace {
 
-// A slab of decoded weights lies in L2 and is read once for each pair of activation tiles.
+// One pair of activation tiles over a slab's depth (16 KB) stays in L1 while the slab's weights (128 KB) pass from L2:
+// with random data 5.6 ns a tile product, against 7.3 where both come from L2 (slabs of 32 steps and more). Storing and
+// loading the sums between slabs costs 1.5 ns of it back.
+constexpr int64_t slab_steps = 8;
 constexpr int64_t slab_panels = 16;
-constexpr int64_t slab_columns = 1024;
-constexpr int64_t slab_steps = 16;  // of 64 int8 columns
+constexpr int64_t slab_tiles = 32;  // of activations: 512 rows, so that their sums (512 KB) stay in L2
+
+// How far ahead of the decoder packed bytes are asked for. A hint may lie past the weight: it reads nothing.
+constexpr int64_t prefetch_bytes = 4096;
 
 }  // namespace
 }  // namespace lowbit::cpu

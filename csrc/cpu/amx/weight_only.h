@@ -1,55 +1,49 @@
 // weight_only on AMX bf16: W is decoded to bf16 A tiles, x are the B tiles, sums come out as [output][row of x].
 //
-//   m <= 16   4 panels x 1 activation tile   decode a block, multiply it, sums never leave the tiles
-//   m <= 32   2 panels x 2                   the same
-//   m >  32   2 panels x 2                   a slab of panels and K is decoded into L2 and serves all of m; sums wait
-//                                            in memory between slabs, so K is summed in the same order
+//   m <= 32   2 panels x 1 or 2 activation tiles   decode a block, multiply it; sums never leave the tiles
+//   m >  32   2 panels x 2                         a slab of panels and K is decoded into L2 and serves all of m; sums
+//                                                  wait in memory between slabs: K keeps its order
 #pragma once
 
 #include "cpu/amx/activations.h"
 #include "cpu/amx/decode.h"
+#include "cpu/amx/outputs.h"
 #include "cpu/amx/tile.h"
 #include "cpu/amx/tuning.h"
 
 namespace lowbit::cpu {
 namespace {
 
-// One 16 x 16 tile of fp32 sums [output][row] to y[row][output].
-inline void store_outputs(const gemm_problem& p, const float* sums, int64_t panel, int64_t tile) {
-  __m512i r[16];
-  for (int i = 0; i < 16; ++i) r[i] = _mm512_load_si512(sums + 16 * i);
-  transpose_16x16(r);
-  const int64_t n = panel * panel_rows, rows = p.m - tile * 16 < 16 ? p.m - tile * 16 : 16;
-  const __mmask16 mask = first_lanes(p.w.shape.n - n);
-  const __m512 bias = p.bias ? load_f32(p.bias, n, p.bias_dtype, mask) : _mm512_setzero_ps();
-  const __m512 global_scale = _mm512_set1_ps(p.w.global_scale);
-  for (int64_t i = 0; i < rows; ++i)
-    store_f32(p.y, (tile * 16 + i) * p.y_stride + n, p.y_dtype,
-              _mm512_fmadd_ps(_mm512_castsi512_ps(r[i]), global_scale, bias), mask);
-}
-
-template <int NT, int MT>
+// Two panels at a time. A block is multiplied while the next one is decoded: the tile loads find their bytes in L1, and
+// the tiles work beside the vector units.
+template <int MT>
 void weight_only_small(const gemm_problem& p, const activation_tiles& x, int64_t first, int64_t last) {
+  constexpr int NT = 2;
+  constexpr int64_t most_tiles = 4;  // of a block
   const packed_shape& s = p.w.shape;
-  alignas(64) uint8_t weights[NT][4 * bf16_decoder::tile_bytes];
+  alignas(64) uint8_t weights[2][NT][most_tiles * bf16_decoder::tile_bytes];
   alignas(64) float sums[NT * MT * 256];
   bf16_decoder decoders[NT];
   for (bf16_decoder& d : decoders) d.begin(p.w);
   const tile_scope tiles(static_cast<int>(x.width));
-  const int64_t steps = s.block_k() / 32;
+  const int64_t steps = s.block_k / 32;
   const uint8_t *a[NT], *b[MT];
-  for (int i = 0; i < NT; ++i) a[i] = weights[i];
 
   for (int64_t panel = first; panel < last; panel += NT) {
     zero_sums<NT * MT>();
-    for (int64_t block = 0; block < s.blocks(); ++block) {
-      for (int i = 0; i < NT; ++i) decoders[i].block(panel + i < last ? panel + i : last - 1, block, weights[i]);
-      for (int j = 0; j < MT; ++j) b[j] = x.at(j, block * steps);
-      multiply<dot_bf16, NT, MT>(a, bf16_decoder::tile_bytes, b, x.step_bytes(), x.row_bytes(), steps);
+    for (int64_t block = 0; block <= s.blocks; ++block) {
+      if (block < s.blocks)
+        for (int i = 0; i < NT; ++i)
+          decoders[i].block(panel + i < last ? panel + i : last - 1, block, weights[block % 2][i]);
+      if (block > 0) {
+        for (int i = 0; i < NT; ++i) a[i] = weights[(block - 1) % 2][i];
+        for (int j = 0; j < MT; ++j) b[j] = x.at(j, (block - 1) * steps);
+        multiply<dot_bf16, NT, MT>(a, bf16_decoder::tile_bytes, b, x.step_bytes(), x.row_bytes(), steps);
+      }
     }
     store_sums<NT * MT>(sums);
-    for (int i = 0; i < NT && panel + i < last; ++i)
-      for (int j = 0; j < MT; ++j) store_outputs(p, sums + (i * MT + j) * 256, panel + i, j);
+    for (int j = 0; j < MT; ++j)
+      store_outputs(p, sums + j * 256, sums + (MT + j) * 256, panel, j, _mm512_set1_ps(p.w.global_scale));
   }
 }
 
@@ -73,41 +67,47 @@ void multiply_slab(const gemm_problem& p, const activation_tiles& x, const weigh
   else
     load_sums<2 * MT>(sums);
   multiply<dot_bf16, 2, MT>(a, bf16_decoder::tile_bytes, b, x.step_bytes(), x.row_bytes(), slab.steps);
-  store_sums<2 * MT>(sums);
-  if (slab.step + slab.steps < x.steps) return;
-  for (int i = 0; i < 1 + pair; ++i)
-    for (int j = 0; j < MT; ++j) store_outputs(p, sums + (i * MT + j) * 256, panel + i, tile + j);
+  if (slab.step + slab.steps < x.steps) {
+    store_sums<2 * MT>(sums);
+    return;
+  }
+  alignas(64) float last_sums[2 * MT * 256];  // in L1: the ones that wait are not written again
+  store_sums<2 * MT>(last_sums);
+  for (int j = 0; j < MT; ++j)
+    store_outputs(p, last_sums + j * 256, last_sums + (MT + j) * 256, panel, tile + j, _mm512_set1_ps(p.w.global_scale));
 }
 
 bool weight_only_large(const gemm_problem& p, const activation_tiles& x, int64_t first, int64_t last) {
   const packed_shape& s = p.w.shape;
-  const int64_t block_steps = s.block_k() / 32, slab_blocks = slab_columns / s.block_k();
-  const int64_t pairs = ceil_div(x.tiles, 2), slab_pairs = slab_panels / 2;
-  uint8_t* slab_tiles = static_cast<uint8_t*>(
-      scratch(scratch_slot::panel, static_cast<size_t>(slab_panels * slab_columns / 32 * bf16_decoder::tile_bytes)));
+  const int64_t block_steps = s.block_k / 32, slab_blocks = slab_steps / block_steps, slab_pairs = slab_panels / 2;
+  uint8_t* decoded = static_cast<uint8_t*>(
+      scratch(scratch_slot::panel, static_cast<size_t>(slab_panels * slab_steps * bf16_decoder::tile_bytes)));
   float* sums = static_cast<float*>(
-      scratch(scratch_slot::sums, static_cast<size_t>(pairs * slab_pairs) * 4 * bf16_decoder::tile_bytes));
-  if (!slab_tiles || !sums) return false;
+      scratch(scratch_slot::sums, static_cast<size_t>(slab_panels * slab_tiles * bf16_decoder::tile_bytes)));
+  if (!decoded || !sums) return false;
   bf16_decoder decoder;
   decoder.begin(p.w);
   const tile_scope tiles(16);
 
-  for (int64_t panel = first; panel < last; panel += slab_panels) {
-    const int64_t panels = last - panel < slab_panels ? last - panel : slab_panels;
-    for (int64_t block = 0; block < s.blocks(); block += slab_blocks) {
-      const int64_t blocks = s.blocks() - block < slab_blocks ? s.blocks() - block : slab_blocks;
-      const weight_slab slab{slab_tiles, panel, panels, block * block_steps, blocks * block_steps};
-      for (int64_t i = 0; i < panels; ++i)
-        for (int64_t j = 0; j < blocks; ++j)
-          decoder.block(panel + i, block + j,
-                        slab_tiles + (i * slab.steps + j * block_steps) * bf16_decoder::tile_bytes);
-      for (int64_t t = 0; t < x.tiles; t += 2) {
-        for (int64_t i = 0; i < panels; i += 2) {
-          float* c = sums + (t / 2 * slab_pairs + i / 2) * 1024;
-          if (t + 1 < x.tiles)
-            multiply_slab<2>(p, x, slab, panel + i, t, c);
-          else
-            multiply_slab<1>(p, x, slab, panel + i, t, c);
+  for (int64_t tile = 0; tile < x.tiles; tile += slab_tiles) {
+    const int64_t last_tile = tile + slab_tiles < x.tiles ? tile + slab_tiles : x.tiles;
+    for (int64_t panel = first; panel < last; panel += slab_panels) {
+      const int64_t panels = last - panel < slab_panels ? last - panel : slab_panels;
+      for (int64_t block = 0; block < s.blocks; block += slab_blocks) {
+        const int64_t blocks = s.blocks - block < slab_blocks ? s.blocks - block : slab_blocks;
+        const weight_slab slab{decoded, panel, panels, block * block_steps, blocks * block_steps};
+        for (int64_t i = 0; i < panels; ++i)
+          for (int64_t j = 0; j < blocks; ++j)
+            decoder.block(panel + i, block + j,
+                          decoded + (i * slab.steps + j * block_steps) * bf16_decoder::tile_bytes);
+        for (int64_t t = tile; t < last_tile; t += 2) {
+          for (int64_t i = 0; i < panels; i += 2) {
+            float* c = sums + ((t - tile) / 2 * slab_pairs + i / 2) * 1024;
+            if (t + 1 < last_tile)
+              multiply_slab<2>(p, x, slab, panel + i, t, c);
+            else
+              multiply_slab<1>(p, x, slab, panel + i, t, c);
+          }
         }
       }
     }
@@ -126,13 +126,12 @@ lowbit_status weight_only_bf16(const gemm_problem& p) {
     for (int64_t t = begin; t < end; ++t) pack_bf16(p, x, t);
   });
   bool out_of_memory = false;
-  const int64_t together = x.tiles == 1 ? 4 : 2;  // panels that share an activation tile
-  parallel_for(p.parallel, ceil_div(s.panels, together), [&](int64_t begin, int64_t end) {
-    const int64_t first = begin * together, last = end * together < s.panels ? end * together : s.panels;
+  parallel_for(p.parallel, ceil_div(s.panels, 2), [&](int64_t begin, int64_t end) {
+    const int64_t first = begin * 2, last = end * 2 < s.panels ? end * 2 : s.panels;
     if (x.tiles == 1)
-      weight_only_small<4, 1>(p, x, first, last);
+      weight_only_small<1>(p, x, first, last);
     else if (x.tiles == 2)
-      weight_only_small<2, 2>(p, x, first, last);
+      weight_only_small<2>(p, x, first, last);
     else if (!weight_only_large(p, x, first, last))
       __atomic_store_n(&out_of_memory, true, __ATOMIC_RELAXED);
   });
