@@ -74,7 +74,7 @@ def machine(run: dict[str, Any], rows: list[Row]) -> str:
         what: (f"{what} multiply", "TOPS", 1e12) for what in MULTIPLY
     }
     measured = [
-        f"{name} {limits[what] / scale:.1f} {unit}" for what, (name, unit, scale) in units.items() if what in limits
+        f"{name} {limits[what] / scale:.3g} {unit}" for what, (name, unit, scale) in units.items() if what in limits
     ]
     return "\n".join(
         [

@@ -165,7 +165,7 @@ def show_model(name: str, path: str, schemes: Sequence[str | lowbit.Scheme], blo
     }
     outputs = {key: candidate.outputs() for key, (candidate, _, _) in entrants.items()}
     refused: dict[str, str] = {}
-    not_timed: set[str] = set()
+    not_timed: list[str] = []
     for scheme in schemes:
         try:
             candidate, report = quantized_model(model, scheme)
@@ -178,7 +178,7 @@ def show_model(name: str, path: str, schemes: Sequence[str | lowbit.Scheme], blo
         count = sum(row.shape[0] * row.shape[1] for row in report if row.scheme)
         entrants[str(scheme)] = (candidate, report.bytes_after, 8 * report.bytes_after / count)
         if slow:
-            not_timed.add(str(scheme))
+            not_timed.append(str(scheme))
 
     timed = {key: model.contestants(key) for key, (model, _, _) in entrants.items() if key not in not_timed}
     take_turns([contestant for pair in timed.values() for contestant in pair], blocks)
@@ -209,8 +209,8 @@ def show_model(name: str, path: str, schemes: Sequence[str | lowbit.Scheme], blo
     print_table([*head, "batch: ms", "float32", "bfloat16", "single: ms", "float32", "bfloat16"], body)
     for key, reason in refused.items():
         print(f"  {key}  not on this machine: {reason}")
-    for key in not_timed:
-        print(f"  {key}  not timed: more than {TOO_SLOW_SECONDS:.0f} s for a batch at this CPU level")
+    if not_timed:
+        print(f"  not timed, more than {TOO_SLOW_SECONDS:.0f} s for a batch at this CPU level: {', '.join(not_timed)}")
     print(
         "\n  Linear, bits        bytes of the Linear layers, bits per weight with scales\n"
         "  error               of the last layer's output against the float32 model's, all tokens\n"
@@ -267,7 +267,7 @@ def show_layers(layers: Sequence[tuple[str, int, int]], schemes: Sequence[str], 
     found = []
     for what, words, scale, unit in limits:
         try:
-            found.append(f"{words} {core().probe(what, 0.2, torch.get_num_threads()) / scale:.1f} {unit}")
+            found.append(f"{words} {core().probe(what, 0.2, torch.get_num_threads()) / scale:.3g} {unit}")
         except RuntimeError:
             found.append(f"{words} not at this level")
     print("\nLayers of Qwen2.5-7B, weights out of every cache, bfloat16 activations.")

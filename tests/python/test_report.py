@@ -48,7 +48,7 @@ def run(tmp_path):
 
 def test_markdown(run):
     text = report.markdown(*report.load(run))
-    assert "read bandwidth 30.0 GB/s, bf16 multiply 7.0 TOPS" in text
+    assert "read bandwidth 30 GB/s, bf16 multiply 7 TOPS" in text
     assert "| 4096 × 4096 | 1 | 300 [270 – 450] | 28.0 | 0.11 | 80 | memory | 2.00 |" in text
     assert "| 4096 × 4096 | 256 | 2000 [1800 – 3000] | 4.2 | 4.29 | 80 | bf16 | **▼ 0.50** |" in text
     assert "| W4A16 | 80 %, 2.00 | 80 %, **▼ 0.50** |" in text
