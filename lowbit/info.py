@@ -117,8 +117,9 @@ def summary() -> str:
     """What ``python -m lowbit`` prints: versions, CPU features, levels, formats and kernels."""
     c = core()
     lines = ["lowbit " + c.version()]
-    lines += [f"  {name:<10}{value}" for name, value in versions().items() if name != "lowbit"]
-    lines += [f"  {name:<10}{value}" for name, value in c.build_info().items()]
+    lines += [f"  {name:<11}{value}" for name, value in versions().items() if name != "lowbit"]
+    build = {name: value for name, value in c.build_info().items() if value is not None and name != "version"}
+    lines.append("  built with " + ", ".join(f"{name} {value}" for name, value in build.items()))
     lines += ["", f"CPU: {' '.join(c.cpu_features())}", "CPU levels, worst first:"]
     for isa in c.cpu_isas():
         state = "in use" if isa["name"] == c.cpu_isa() else "supported" if isa["supported"] else "not on this machine"

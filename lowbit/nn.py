@@ -219,21 +219,24 @@ class Linear(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        packed = self.packed
-        check_activation(x, self.in_features, packed.device, self.input_scale is not None)
+        buffers = self._buffers  # nn.Module.__getattr__ takes 0.5 us for each name
+        packed, bias = buffers["packed"], self._parameters["bias"]
+        assert packed is not None
+        scale = buffers["input_scale"]
+        check_activation(x, self.in_features, packed.device, scale is not None)
         if self._integer:
             return integer(
                 x,
                 packed,
-                self.bias,
+                bias,
                 self.out_features,
-                self.input_scale,
-                self.input_zero_point,
+                scale,
+                buffers["input_zero_point"],
                 self.scheme.activation_symmetric,
                 None,
                 self._like.dtype,
             )
-        result: Tensor = ops.weight_only(x, packed, self.bias, self.out_features)
+        result: Tensor = ops.weight_only(x, packed, bias, self.out_features)
         return result
 
     @property

@@ -12,6 +12,8 @@ from lowbit._load import core
 from lowbit.formats import Format, describe_shape, dtype_name, num_groups
 from lowbit.ops import ops
 
+Canonical = tuple[Tensor, Tensor, Tensor | None]  # codes, scales, zero points
+
 
 class QuantizedTensor:
     """A weight in low precision: W[i][j] = (value(code) - zero_point) * scale * global_scale.
@@ -81,8 +83,7 @@ class QuantizedTensor:
             _check_codes(codes, fmt)
         self._set(fmt, (n, k), group, scales.dtype, zero_points is not None, global_scale)
         zero_points = None if zero_points is None else zero_points.contiguous()
-        self._canonical: tuple[Tensor, Tensor, Tensor | None] | None
-        self._canonical = (codes.contiguous(), scales.contiguous(), zero_points)
+        self._canonical: Canonical | None = (codes.contiguous(), scales.contiguous(), zero_points)
         self._packed: Tensor | None = None
 
     def _set(
@@ -167,7 +168,8 @@ class QuantizedTensor:
 
     @property
     def device(self) -> torch.device:
-        return (self._canonical[0] if self._packed is None else self._packed).device  # type: ignore[index]
+        canonical, packed = self._canonical, self._packed
+        return canonical[0].device if canonical is not None else packed.device  # type: ignore[union-attr]
 
     @property
     def is_packed(self) -> bool:
@@ -189,45 +191,43 @@ class QuantizedTensor:
         """int8, the shape of ``scales``; None: there are none."""
         return self._unpacked()[2]
 
-    def canonical(self) -> tuple[Tensor, Tensor, Tensor | None]:
+    def canonical(self) -> Canonical:
         """Codes, scales and zero points at once: one unpacking where the packed form is held."""
         return self._unpacked()
 
     def pack(self) -> Tensor:
         """The packed form, uint8 [packed bytes]: from now on the only one held."""
-        if self._packed is None:
-            assert self._canonical is not None
-            codes, scales, zero_points = self._canonical
-            self._packed = ops.pack(
-                _bytes(codes),
-                _bytes(scales),
-                zero_points,
-                self.global_scale,
-                self.format.name,
-                *self.shape,
-                *self.group,
-            )
+        canonical = self._canonical  # read before _packed, cleared after that is set: threads may meet here
+        packed = self._packed
+        if packed is None:
+            assert canonical is not None
+            codes, scales, zero_points = canonical
+            factor, name = self.global_scale, self.format.name
+            packed = ops.pack(_bytes(codes), _bytes(scales), zero_points, factor, name, *self.shape, *self.group)
+            self._packed = packed
             self._canonical = None
-        return self._packed
+        return packed
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """[n, k] in float32, float16 or bfloat16: computed in fp32, rounded once."""
         if dtype not in formats.FLOATS:
             raise TypeError(f"dtype is {dtype_name(dtype)}: it must be float32, float16 or bfloat16")
-        if self._packed is not None:
-            result: Tensor = ops.dequantize_packed(self._packed, *self.shape, dtype)
-            return result
-        return self._dequantize_part(0, self.shape[0], dtype)
+        canonical, packed = self._canonical, self._packed
+        if packed is None:
+            return self._dequantize_part(canonical, 0, self.shape[0], dtype)
+        result: Tensor = ops.dequantize_packed(packed, *self.shape, dtype)
+        return result
 
     def dequantize_rows(self, begin: int, end: int) -> Tensor:
         """float32 [end - begin, k]: some rows, which are whole groups or lie within one."""
-        if self._packed is not None:
+        canonical = self._canonical
+        if canonical is None:
             raise ValueError("the packed form is held: only the whole of it can be dequantized")
-        return self._dequantize_part(begin, end, torch.float32)
+        return self._dequantize_part(canonical, begin, end, torch.float32)
 
-    def _dequantize_part(self, begin: int, end: int, dtype: torch.dtype) -> Tensor:
-        assert self._canonical is not None
-        codes, scales, zero_points = self._canonical
+    def _dequantize_part(self, canonical: Canonical | None, begin: int, end: int, dtype: torch.dtype) -> Tensor:
+        assert canonical is not None
+        codes, scales, zero_points = canonical
         groups = slice(begin // self.group[0], -(-end // self.group[0]))
         result: Tensor = ops.dequantize(
             _bytes(codes[begin:end]),
@@ -305,7 +305,7 @@ class QuantizedTensor:
     def _description(self) -> tuple[Any, ...]:
         return (self.format.name, self.shape, self.group, self.scale_dtype, self.has_zero_points, self.global_scale)
 
-    def _unpacked(self) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _unpacked(self) -> Canonical:
         canonical, packed = self._canonical, self._packed
         if packed is None:
             assert canonical is not None

@@ -19,8 +19,9 @@ __all__ = ["PRESETS", "RULES", "SCALE_RULES", "Scheme", "quantize", "relative_er
 def quantize(weight: torch.Tensor, scheme: Scheme | str, **choices: Any) -> QuantizedTensor:
     """The weight in low precision.
 
-    Codes and scales of every preset equal those of compressed-tensors (NF4: of bitsandbytes) bit for bit. Any shape
-    and any group size will do: the last group of a row may be short.
+    Codes and scales equal those of compressed-tensors bit for bit for the presets that it has, bitsandbytes' for NF4.
+    (Where its float16 arithmetic over- or underflows, in NVFP4, MXFP4 and MXFP8, ours is done in float32.) Any shape
+    will do, and any group size where the format leaves that open: the last group of a row may be short.
 
     Args:
         weight: [n, k] float32, float16 or bfloat16 on the CPU: n outputs, k inputs. Any strides.

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -278,6 +279,19 @@ def test_every_byte_of_the_header_is_guarded(packed):
         else:
             assert torch.equal(lowbit.linear(x, broken), lowbit.linear(x, packed)), f"byte {index} matters"
     assert noticed >= 100
+
+
+def test_threads_may_meet_at_the_first_use():
+    for _ in range(20):
+        tensor = lowbit.quantize(torch.randn(64, 256), "W4A16")
+        expected, codes = tensor.dequantize(), tensor.codes.clone()
+        with ThreadPoolExecutor(6) as pool:
+            packed = [pool.submit(tensor.pack) for _ in range(2)]
+            decoded = [pool.submit(tensor.dequantize) for _ in range(4)]
+            unpacked = [pool.submit(tensor.canonical) for _ in range(4)]
+        assert torch.equal(packed[0].result(), packed[1].result())
+        assert all(torch.equal(future.result(), expected) for future in decoded)
+        assert all(torch.equal(future.result()[0], codes) for future in unpacked)
 
 
 def test_dequantize_refuses():
