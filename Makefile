@@ -46,7 +46,7 @@ cpp-sanitize: $(VENV)/.tools
 
 # ---- lints ----
 
-CPP_FILES = $(shell git ls-files '*.h' '*.c' '*.cpp' '*.inc')
+CPP_FILES = $(shell git ls-files '*.h' '*.c' '*.cpp')
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .
