@@ -1,8 +1,12 @@
-#include "gemm/contract.h"
+#include "cpu/avx_vnni/simd.h"
+#include "cpu/generic/integer.h"
 
 namespace lowbit::cpu::avx_vnni {
 
-extern const kernel_row kernels[] = {{}};
-extern const int num_kernels = 0;
+extern const kernel_row kernels[] = {
+    {"integer_avx_vnni_3x4", LOWBIT_INTEGER, "", bit(recipe::lut16) | bit(recipe::linear),
+     float_dtypes | bit(LOWBIT_I8), 3, 4, 32, true, integer<avx_vnni_vectors>},
+};
+extern const int num_kernels = sizeof kernels / sizeof kernels[0];
 
 }  // namespace lowbit::cpu::avx_vnni

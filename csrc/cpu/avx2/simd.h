@@ -1,0 +1,97 @@
+// AVX2 + FMA vocabulary: 8 fp32 lanes, 32 bytes.
+#pragma once
+
+#include <immintrin.h>
+
+#include "gemm/contract.h"
+
+namespace lowbit::cpu {
+namespace {
+
+struct avx2_vectors {
+  using f32 = __m256;
+  using i32 = __m256i;
+  struct table {
+    __m256 low, high;  // entries 0-7, 8-15
+  };
+  static constexpr int lanes = 8, bytes = 32;
+  // 12 sums + 3 of x + 1 of W are the 16 registers.
+  static constexpr int mr = 3, nr = 4, mr_integer = 2, nr_integer = 4;
+  static constexpr int64_t panels_at_once = 4;
+
+  static f32 zero() { return _mm256_setzero_ps(); }
+  static f32 set1(float x) { return _mm256_set1_ps(x); }
+  static f32 load(const float* p) { return _mm256_loadu_ps(p); }
+  static void store(float* p, f32 x) { _mm256_storeu_ps(p, x); }
+  static f32 mul(f32 a, f32 b) { return _mm256_mul_ps(a, b); }
+  static f32 sub(f32 a, f32 b) { return _mm256_sub_ps(a, b); }
+  static f32 fma(f32 a, f32 b, f32 c) { return _mm256_fmadd_ps(a, b, c); }
+
+  // out[0 .. 4) += the sums of the lanes of a, b, c, d, in a fixed tree
+  static void add_sum4(float* out, f32 a, f32 b, f32 c, f32 d) {
+    const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+    const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
+    _mm_storeu_ps(out, _mm_add_ps(_mm_loadu_ps(out), sums));
+  }
+  static void add_sum4(int32_t* out, i32 a, i32 b, i32 c, i32 d) {
+    const __m256i pairs = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
+    const __m128i sums = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+    __m128i* to = reinterpret_cast<__m128i*>(out);
+    _mm_storeu_si128(to, _mm_add_epi32(_mm_loadu_si128(to), sums));
+  }
+
+  static i32 zero_i32() { return _mm256_setzero_si256(); }
+  static i32 load_bytes(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+  static i32 shift_right(i32 x, int count) { return _mm256_srl_epi32(x, _mm_cvtsi32_si128(count)); }
+
+  static table table16(const float* values) { return {_mm256_loadu_ps(values), _mm256_loadu_ps(values + 8)}; }
+  // Bits Shift .. Shift + 3 of each dword choose: three of them the lane of both halves, the fourth the half.
+  template <int Shift>
+  static f32 lookup16(const table& t, i32 dwords) {
+    const i32 index = _mm256_srli_epi32(dwords, Shift);
+    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(t.low, index), _mm256_permutevar8x32_ps(t.high, index),
+                            _mm256_castsi256_ps(_mm256_slli_epi32(dwords, 28 - Shift)));
+  }
+  static i32 bytes_of(i32 dwords, int shift) { return _mm256_and_si256(shift_right(dwords, shift), _mm256_set1_epi32(255)); }
+  static f32 linear(i32 bytes) { return _mm256_cvtepi32_ps(_mm256_sub_epi32(bytes, _mm256_set1_epi32(128))); }
+  // Magnitude bits moved to fp32's place with exponent e0 = 1 more than a denormal's: subtracting 2^e0 leaves denormals
+  // exact, the others only need their exponent.
+  static f32 minifloat(i32 bytes, int fp16_shift, float fp16_scale) {
+    const __m128i shift = _mm_cvtsi32_si128(fp16_shift + 13);
+    const i32 magnitude = _mm256_sll_epi32(_mm256_and_si256(bytes, _mm256_set1_epi32(0x7f)), shift);
+    const i32 exponent = _mm256_and_si256(magnitude, _mm256_set1_epi32(0x7f800000));
+    const i32 denormal = _mm256_cmpeq_epi32(exponent, _mm256_setzero_si256());
+    const f32 rebias = _mm256_set1_ps(fp16_scale);  // 2^(15 - bias): the exponent still lacks 2^112
+    const f32 one = _mm256_castsi256_ps(_mm256_set1_epi32(113 << 23));
+    const f32 small = _mm256_sub_ps(_mm256_castsi256_ps(_mm256_add_epi32(magnitude, _mm256_set1_epi32(113 << 23))), one);
+    const f32 normal = _mm256_castsi256_ps(_mm256_add_epi32(magnitude, _mm256_set1_epi32(112 << 23)));
+    const f32 value = _mm256_mul_ps(_mm256_blendv_ps(normal, small, _mm256_castsi256_ps(denormal)), rebias);
+    const i32 sign = _mm256_slli_epi32(_mm256_and_si256(bytes, _mm256_set1_epi32(0x80)), 24);
+    return _mm256_or_ps(value, _mm256_castsi256_ps(sign));
+  }
+
+  // The low or high nibbles of 64 bytes.
+  static void nibbles(const uint8_t* line, bool high, uint8_t* out) {
+    for (int i = 0; i < 64; i += 32) {
+      const i32 x = load_bytes(line + i);
+      const i32 n = _mm256_and_si256(high ? _mm256_srli_epi16(x, 4) : x, _mm256_set1_epi8(15));
+      _mm256_storeu_si256(reinterpret_cast<i32*>(out + i), n);
+    }
+  }
+
+  // sums += unsigned code x signed activation. 4-bit codes fit pmaddubsw: 2 * 15 * 128 < 2^15; 8-bit ones do not, and
+  // are widened.
+  template <int Bits>
+  static i32 dot_u8s8(i32 sums, i32 codes, i32 q) {
+    if constexpr (Bits == 4)
+      return _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, q), _mm256_set1_epi16(1)));
+    const i32 low = _mm256_madd_epi16(_mm256_cvtepu8_epi16(_mm256_castsi256_si128(codes)),
+                                      _mm256_cvtepi8_epi16(_mm256_castsi256_si128(q)));
+    const i32 high = _mm256_madd_epi16(_mm256_cvtepu8_epi16(_mm256_extracti128_si256(codes, 1)),
+                                       _mm256_cvtepi8_epi16(_mm256_extracti128_si256(q, 1)));
+    return _mm256_add_epi32(sums, _mm256_add_epi32(low, high));
+  }
+};
+
+}  // namespace
+}  // namespace lowbit::cpu

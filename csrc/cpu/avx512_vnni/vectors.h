@@ -1,0 +1,73 @@
+// AVX512-VNNI vocabulary of the generic kernels: 16 fp32 lanes, 64 bytes.
+#pragma once
+
+#include "cpu/avx512_vnni/simd.h"
+
+namespace lowbit::cpu {
+namespace {
+
+struct avx512_vectors {
+  using f32 = __m512;
+  using i32 = __m512i;
+  using table = __m512;
+  static constexpr int lanes = 16, bytes = 64;
+  // 24 sums + 6 of x + 1 of W of 32 registers.
+  static constexpr int mr = 6, nr = 4, mr_integer = 6, nr_integer = 4;
+  static constexpr int64_t panels_at_once = 4;
+
+  static f32 zero() { return _mm512_setzero_ps(); }
+  static f32 set1(float x) { return _mm512_set1_ps(x); }
+  static f32 load(const float* p) { return _mm512_loadu_ps(p); }
+  static void store(float* p, f32 x) { _mm512_storeu_ps(p, x); }
+  static f32 mul(f32 a, f32 b) { return _mm512_mul_ps(a, b); }
+  static f32 sub(f32 a, f32 b) { return _mm512_sub_ps(a, b); }
+  static f32 fma(f32 a, f32 b, f32 c) { return _mm512_fmadd_ps(a, b, c); }
+
+  static __m256 fold(__m512 x) {
+    return _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+  }
+  static __m256i fold(__m512i x) {
+    return _mm256_add_epi32(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1));
+  }
+  static void add_sum4(float* out, f32 a, f32 b, f32 c, f32 d) {
+    const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(fold(a), fold(b)), _mm256_hadd_ps(fold(c), fold(d)));
+    const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
+    _mm_storeu_ps(out, _mm_add_ps(_mm_loadu_ps(out), sums));
+  }
+  static void add_sum4(int32_t* out, i32 a, i32 b, i32 c, i32 d) {
+    const __m256i pairs = _mm256_hadd_epi32(_mm256_hadd_epi32(fold(a), fold(b)), _mm256_hadd_epi32(fold(c), fold(d)));
+    const __m128i sums = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+    __m128i* to = reinterpret_cast<__m128i*>(out);
+    _mm_storeu_si128(to, _mm_add_epi32(_mm_loadu_si128(to), sums));
+  }
+
+  static i32 zero_i32() { return _mm512_setzero_si512(); }
+  static i32 load_bytes(const void* p) { return _mm512_loadu_si512(p); }
+  static i32 shift_right(i32 x, int count) { return _mm512_srl_epi32(x, _mm_cvtsi32_si128(count)); }
+
+  static table table16(const float* values) { return _mm512_loadu_ps(values); }
+  template <int Shift>
+  static f32 lookup16(table t, i32 dwords) {  // vpermps reads the low four bits of each lane
+    return _mm512_permutexvar_ps(_mm512_srli_epi32(dwords, Shift), t);
+  }
+  static i32 bytes_of(i32 dwords, int shift) {
+    return _mm512_and_si512(shift_right(dwords, shift), _mm512_set1_epi32(255));
+  }
+  static f32 linear(i32 bytes) { return _mm512_cvtepi32_ps(_mm512_sub_epi32(bytes, _mm512_set1_epi32(128))); }
+  static f32 minifloat(i32 bytes, int fp16_shift, float fp16_scale) {
+    return minifloat_to_f32(_mm512_cvtepi32_epi8(bytes), fp16_shift, fp16_scale);
+  }
+
+  static void nibbles(const uint8_t* line, bool high, uint8_t* out) {
+    const i32 x = load_bytes(line);
+    _mm512_storeu_si512(out, _mm512_and_si512(high ? _mm512_srli_epi16(x, 4) : x, _mm512_set1_epi8(15)));
+  }
+
+  template <int Bits>
+  static i32 dot_u8s8(i32 sums, i32 codes, i32 q) {
+    return _mm512_dpbusd_epi32(sums, codes, q);
+  }
+};
+
+}  // namespace
+}  // namespace lowbit::cpu
