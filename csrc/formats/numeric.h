@@ -8,9 +8,13 @@
 
 #include "lowbit/lowbit.h"
 
+// Kernels are compiled per instruction set. A function in a shared header must leave no out-of-line copy in their
+// objects: the linker would keep one of them for everybody, whatever instructions it uses.
+#define LOWBIT_INLINE [[gnu::always_inline]] inline
+
 namespace lowbit {
 
-constexpr float ldexp2(float x, int e) {
+LOWBIT_INLINE constexpr float ldexp2(float x, int e) {
   for (; e > 0; --e) x *= 2.0f;
   for (; e < 0; ++e) x *= 0.5f;
   return x;
@@ -23,7 +27,7 @@ struct minifloat {
   int exponent, mantissa, bias;
   bool ieee, has_nan;
 
-  constexpr float value(unsigned code) const {
+  LOWBIT_INLINE constexpr float value(unsigned code) const {
     const unsigned m = code & ((1u << mantissa) - 1);
     const unsigned e = (code >> mantissa) & ((1u << exponent) - 1);
     const bool negative = (code >> (mantissa + exponent)) & 1;
@@ -45,16 +49,16 @@ inline constexpr minifloat e2m1{2, 1, 1, false, false};
 inline constexpr minifloat e4m3{4, 3, 7, false, true};
 inline constexpr minifloat e5m2{5, 2, 15, true, false};
 
-constexpr float bf16_to_f32(uint16_t bits) { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
+LOWBIT_INLINE constexpr float bf16_to_f32(uint16_t bits) { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
 
 // Round to nearest even; NaN stays NaN.
-constexpr uint16_t f32_to_bf16(float value) {
+LOWBIT_INLINE constexpr uint16_t f32_to_bf16(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);
   return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-constexpr float f16_to_f32(uint16_t half) {
+LOWBIT_INLINE constexpr float f16_to_f32(uint16_t half) {
   const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
   const uint32_t exponent = (half >> 10) & 0x1fu;
   const uint32_t mantissa = half & 0x3ffu;
@@ -64,7 +68,7 @@ constexpr float f16_to_f32(uint16_t half) {
   return sign ? -magnitude : magnitude;
 }
 
-constexpr uint16_t f32_to_f16(float value) {
+LOWBIT_INLINE constexpr uint16_t f32_to_f16(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   const uint32_t sign = (bits >> 16) & 0x8000u;
   const uint32_t magnitude = bits & 0x7fffffffu;
@@ -79,12 +83,12 @@ constexpr uint16_t f32_to_f16(float value) {
 }
 
 // OCP MX v1.0 section 5.4.1: a power of two, 255 is NaN.
-constexpr float e8m0_to_f32(uint8_t bits) {
+LOWBIT_INLINE constexpr float e8m0_to_f32(uint8_t bits) {
   if (bits == 255) return std::numeric_limits<float>::quiet_NaN();
   return bits == 0 ? 0x1p-127f : std::bit_cast<float>(static_cast<uint32_t>(bits) << 23);
 }
 
-constexpr int dtype_bytes(int dtype) {
+LOWBIT_INLINE constexpr int dtype_bytes(int dtype) {
   switch (dtype) {
     case LOWBIT_F32: return 4;
     case LOWBIT_F16:
@@ -93,11 +97,11 @@ constexpr int dtype_bytes(int dtype) {
   }
 }
 
-constexpr bool is_float_dtype(int dtype) { return dtype == LOWBIT_F32 || dtype == LOWBIT_F16 || dtype == LOWBIT_BF16; }
+LOWBIT_INLINE constexpr bool is_float_dtype(int dtype) { return dtype == LOWBIT_F32 || dtype == LOWBIT_F16 || dtype == LOWBIT_BF16; }
 
 const char* dtype_name(int dtype);
 
-inline float load_as_f32(const void* data, int64_t i, int dtype) {
+LOWBIT_INLINE float load_as_f32(const void* data, int64_t i, int dtype) {
   switch (dtype) {
     case LOWBIT_F32: return static_cast<const float*>(data)[i];
     case LOWBIT_F16: return f16_to_f32(static_cast<const uint16_t*>(data)[i]);
@@ -109,7 +113,7 @@ inline float load_as_f32(const void* data, int64_t i, int dtype) {
 }
 
 // To F32, F16 or BF16, rounded to nearest even.
-inline void store_from_f32(void* data, int64_t i, int dtype, float value) {
+LOWBIT_INLINE void store_from_f32(void* data, int64_t i, int dtype, float value) {
   switch (dtype) {
     case LOWBIT_F32: static_cast<float*>(data)[i] = value; break;
     case LOWBIT_F16: static_cast<uint16_t*>(data)[i] = f32_to_f16(value); break;

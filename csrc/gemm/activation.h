@@ -19,7 +19,7 @@ inline constexpr float largest_f32 = 3.402823466e38f;
 // From a row's extremes; `nan`: the row has one. Inf is no number to scale by either.
 //   symmetric    scale = max|x| / 127                      zero_point = 0
 //   asymmetric   scale = (high - low) / 255, 0 in range    zero_point = round(-128 - low / scale)
-inline row_quantization quantization_of(lowbit_activation activation, float low, float high, bool nan) {
+LOWBIT_INLINE row_quantization quantization_of(lowbit_activation activation, float low, float high, bool nan) {
   const bool symmetric = activation == LOWBIT_DYNAMIC_SYMMETRIC;
   low = low < 0 ? low : 0;
   high = high > 0 ? high : 0;
@@ -31,13 +31,13 @@ inline row_quantization quantization_of(lowbit_activation activation, float low,
 }
 
 // clamp(round(x / scale) + zero_point, -128, 127), ties to even; NaN, possible only beside a NaN scale, becomes 0.
-inline int8_t quantize_value(float x, const row_quantization& r) {
+LOWBIT_INLINE int8_t quantize_value(float x, const row_quantization& r) {
   const float q = std::nearbyintf(x * r.inverse) + static_cast<float>(r.zero_point);
   return static_cast<int8_t>(q < -128.0f ? -128.0f : q > 127.0f ? 127.0f : q == q ? q : 0.0f);
 }
 
 // One row x[offset ... offset + k) to q[k]. `given` holds for LOWBIT_STATIC; int8 rows are copied.
-inline row_quantization quantize_row(const void* x, int dtype, int64_t offset, int64_t k, lowbit_activation activation,
+LOWBIT_INLINE row_quantization quantize_row(const void* x, int dtype, int64_t offset, int64_t k, lowbit_activation activation,
                                      const row_quantization& given, int8_t* q) {
   if (dtype == LOWBIT_I8) {
     for (int64_t i = 0; i < k; ++i) q[i] = static_cast<const int8_t*>(x)[offset + i];

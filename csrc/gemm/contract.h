@@ -40,11 +40,11 @@ struct gemm_problem {
   int64_t num_x_scales;
   const lowbit_parallel* parallel;
 
-  row_quantization given_quantization(int64_t row) const {  // LOWBIT_STATIC
+  LOWBIT_INLINE row_quantization given_quantization(int64_t row) const {  // LOWBIT_STATIC
     const int64_t i = num_x_scales == 1 ? 0 : row;
     return {x_scale[i], 1.0f / x_scale[i], x_zero_point ? x_zero_point[i] : 0};
   }
-  float bias_at(int64_t n) const { return bias ? load_as_f32(bias, n, bias_dtype) : 0.0f; }
+  LOWBIT_INLINE float bias_at(int64_t n) const { return bias ? load_as_f32(bias, n, bias_dtype) : 0.0f; }
 };
 
 struct kernel_row {
@@ -58,8 +58,8 @@ struct kernel_row {
   lowbit_status (*run)(const gemm_problem&);
 };
 
-constexpr uint32_t bit(recipe r) { return 1u << static_cast<int>(r); }
-constexpr uint32_t bit(lowbit_dtype d) { return 1u << static_cast<int>(d); }
+LOWBIT_INLINE constexpr uint32_t bit(recipe r) { return 1u << static_cast<int>(r); }
+LOWBIT_INLINE constexpr uint32_t bit(lowbit_dtype d) { return 1u << static_cast<int>(d); }
 inline constexpr uint32_t all_recipes = bit(recipe::lut16) | bit(recipe::linear) | bit(recipe::minifloat);
 inline constexpr uint32_t float_dtypes = bit(LOWBIT_F32) | bit(LOWBIT_F16) | bit(LOWBIT_BF16);
 

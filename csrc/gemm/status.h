@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "lowbit/lowbit.h"
+#include "formats/numeric.h"
 
 namespace lowbit {
 
@@ -11,13 +11,13 @@ namespace lowbit {
 [[gnu::format(printf, 2, 3)]] lowbit_status fail(lowbit_status status, const char* format, ...);
 const char* last_error();
 
-inline int num_threads(const lowbit_parallel* parallel) {
+LOWBIT_INLINE int num_threads(const lowbit_parallel* parallel) {
   return parallel && parallel->run && parallel->num_threads > 1 ? parallel->num_threads : 1;
 }
 
 // body(begin, end) on ranges that cover [0, count).
 template <class Body>
-void parallel_for(const lowbit_parallel* parallel, int64_t count, const Body& body) {
+LOWBIT_INLINE void parallel_for(const lowbit_parallel* parallel, int64_t count, const Body& body) {
   if (count <= 0) return;
   if (num_threads(parallel) == 1 || count == 1) {
     body(0, count);

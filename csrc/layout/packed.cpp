@@ -74,7 +74,7 @@ void collapse_row(const uint8_t* row, const packed_shape& s, uint8_t flip, uint8
 }
 
 void write_lines(const uint8_t* row, const packed_shape& s, int64_t n, uint8_t* codes) {
-  for (int64_t column = 0; column < s.k_packed; column += s.block_k()) {
+  for (int64_t column = 0; column < s.k_packed; column += s.block_k) {
     uint8_t* line = codes + s.code_offset(n, column);
     if (s.bits == 8)
       std::memcpy(line, row + column, line_bytes);
@@ -85,7 +85,7 @@ void write_lines(const uint8_t* row, const packed_shape& s, int64_t n, uint8_t* 
 }
 
 void read_lines(const uint8_t* codes, const packed_shape& s, int64_t n, uint8_t* row) {
-  for (int64_t column = 0; column < s.k_packed; column += s.block_k()) {
+  for (int64_t column = 0; column < s.k_packed; column += s.block_k) {
     const uint8_t* line = codes + s.code_offset(n, column);
     if (s.bits == 8) {
       std::memcpy(row + column, line, line_bytes);
@@ -208,15 +208,17 @@ packed_shape packed_shape::of(int64_t n, int64_t k, int64_t group_n, int64_t gro
   s.bits = bits;
   s.groups = ceil_div(k, group_k);
   s.panels = ceil_div(n, panel_rows);
+  s.block_k = line_bytes * 8 / bits;
   if (s.groups == 1) {
-    s.k_packed = round_up(k, s.block_k());
+    s.k_packed = round_up(k, s.block_k);
     s.span = s.k_packed;
     s.unit = chunk;
   } else {
     s.unit = group_k <= 16 ? 16 : group_k <= 32 ? 32 : 64;
     s.span = round_up(group_k, s.unit);
-    s.k_packed = round_up(s.groups * s.span, s.block_k());
+    s.k_packed = round_up(s.groups * s.span, s.block_k);
   }
+  s.blocks = s.k_packed / s.block_k;
   return s;
 }
 
@@ -278,7 +280,7 @@ lowbit_status pack(const lowbit_weight& w, void* packed, size_t bytes, const low
   });
   if (rows_packed) return rows_packed;
   for (int64_t n = s.n; n < s.panels * panel_rows; ++n)  // rows that fill the last panel
-    for (int64_t column = 0; column < s.k_packed; column += s.block_k())
+    for (int64_t column = 0; column < s.k_packed; column += s.block_k)
       std::memset(codes + s.code_offset(n, column), 0, line_bytes);
 
   std::memset(base + r.scales, 0, r.total - r.scales);

@@ -33,13 +33,13 @@ struct packed_shape {
   int64_t groups;    // along K
   int64_t span;      // packed columns of one group
   int64_t unit;      // 16, 32 or 64: consecutive packed columns that surely share a scale
+  int64_t block_k;   // columns of a block: 64 or 128
+  int64_t blocks;    // along K
   int64_t k_packed;  // whole blocks
   int64_t panels;
 
   static packed_shape of(int64_t n, int64_t k, int64_t group_n, int64_t group_k, int bits);
 
-  LOWBIT_INLINE int64_t block_k() const { return line_bytes * 8 / bits; }
-  LOWBIT_INLINE int64_t blocks() const { return k_packed / block_k(); }
   LOWBIT_INLINE int64_t chunks() const { return k_packed / chunk; }
   LOWBIT_INLINE bool k_in_order() const { return groups == 1 || span == group_k; }  // packed column == column
 
@@ -49,17 +49,19 @@ struct packed_shape {
     const int64_t g = column_index / span;
     return g < groups ? g : groups - 1;
   }
+  LOWBIT_INLINE int64_t block_offset(int64_t panel, int64_t block) const {
+    return (panel * blocks + block) * panel_rows * line_bytes;
+  }
   // Byte of the code at (row, packed column); the nibble is the high one if high_nibble(column).
   LOWBIT_INLINE int64_t code_offset(int64_t row, int64_t column_index) const {
-    const int64_t line = (row / panel_rows * blocks() + column_index / block_k()) * panel_rows + row % panel_rows;
-    return line * line_bytes + column_index % chunk;
+    return block_offset(row / panel_rows, column_index / block_k) + row % panel_rows * line_bytes + column_index % chunk;
   }
   LOWBIT_INLINE bool high_nibble(int64_t column_index) const { return bits == 4 && column_index % 128 >= 64; }
   // Scales and zero points: [panels][groups][16].
   LOWBIT_INLINE int64_t scale_index(int64_t row, int64_t group) const {
     return (row / panel_rows * groups + group) * panel_rows + row % panel_rows;
   }
-  LOWBIT_INLINE int64_t code_bytes() const { return panels * blocks() * panel_rows * line_bytes; }
+  LOWBIT_INLINE int64_t code_bytes() const { return panels * blocks * panel_rows * line_bytes; }
   LOWBIT_INLINE int64_t num_scales() const { return panels * groups * panel_rows; }
 };
 
