@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lowbit import checkpoints, formats, info, nn
+    from lowbit import checkpoints, formats, info, nn, quantizers
     from lowbit.functional import linear
     from lowbit.info import explain
     from lowbit.model import Report, quantize_
@@ -34,6 +34,7 @@ _PUBLIC = {
     "nn": ("lowbit.nn", ""),
     "quantize": ("lowbit.quantizers", "quantize"),
     "quantize_": ("lowbit.model", "quantize_"),
+    "quantizers": ("lowbit.quantizers", ""),
     "relative_error": ("lowbit.quantizers", "relative_error"),
 }
 
@@ -50,6 +51,7 @@ __all__ = [
     "nn",
     "quantize",
     "quantize_",
+    "quantizers",
     "relative_error",
 ]
 

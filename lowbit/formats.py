@@ -74,7 +74,7 @@ class Format:
         """
         if self.bits < 8:
             return torch.uint8
-        codes = torch.arange(256, dtype=torch.uint8)
+        codes = torch.arange(256, dtype=torch.uint8, device="cpu")
         for dtype in (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2):
             if torch.allclose(codes.view(dtype).float(), self.values, rtol=0, atol=0, equal_nan=True):
                 return dtype
@@ -86,7 +86,7 @@ class Format:
         bad = ~self.values.isfinite()
         if not bad.any():
             return None
-        magnitude = torch.arange(len(self.values)) & (len(self.values) // 2 - 1)
+        magnitude = torch.arange(len(self.values), device="cpu") & (len(self.values) // 2 - 1)
         first = int(magnitude[bad].min())
         if not torch.equal(bad, magnitude >= first):
             raise NotImplementedError(f"{self.name}: the codes that are no finite number are not the last ones")
@@ -101,7 +101,7 @@ class Format:
 def table() -> dict[str, Format]:
     """Every format, by name, in the core's order."""
     rows = (dict(row) for row in core().formats())
-    return {row["name"]: Format(**{**row, "values": torch.tensor(row["values"])}) for row in rows}
+    return {row["name"]: Format(**{**row, "values": torch.from_numpy(row["values"].copy())}) for row in rows}
 
 
 def get(name: str) -> Format:

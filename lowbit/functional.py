@@ -151,7 +151,7 @@ def static_scale(
     Raises:
         TypeError, ValueError: what is wrong with them.
     """
-    scale = torch.as_tensor(scale, device=device)
+    scale = scale.to(device) if isinstance(scale, Tensor) else torch.tensor(scale, device=device)
     if not scale.is_floating_point():
         raise TypeError(f"x_scale is {dtype_name(scale.dtype)}: it must be a floating-point number or tensor")
     scale = scale.detach().float().reshape(-1).contiguous()
@@ -165,7 +165,7 @@ def static_scale(
         raise ValueError(f"x_scale holds {bad:g}: every scale must be positive and finite")
     if zero_point is None:
         return scale, None
-    zero_point = torch.as_tensor(zero_point, device=device)
+    zero_point = zero_point.to(device) if isinstance(zero_point, Tensor) else torch.tensor(zero_point, device=device)
     if zero_point.is_floating_point() or zero_point.dtype == torch.bool:
         raise TypeError(f"x_zero_point is {dtype_name(zero_point.dtype)}: it must be an integer")
     zero_point = zero_point.reshape(-1)

@@ -82,8 +82,10 @@ class Linear(nn.Module):
             quantized = quantize(weight, scheme)
             packed, global_scale = quantized.pack(), quantized.global_scale
         if input_scale is None and not scheme.activation_dynamic:  # a place for load_state_dict to fill
-            input_scale = torch.ones(1)
-            input_zero_point = None if scheme.activation_symmetric else torch.zeros(1, dtype=torch.int32)
+            input_scale = torch.ones(1, device=weight.device)
+            input_zero_point = None
+            if not scheme.activation_symmetric:
+                input_zero_point = torch.zeros(1, dtype=torch.int32, device=weight.device)
         self._set(
             scheme,
             (out_features, in_features),

@@ -53,12 +53,12 @@ def write_weight(quantized: QuantizedTensor, integer_activations: bool) -> dict[
         if zero_points is not None:
             tensors["weight_zero_point"] = zero_points.reshape(shape)
         if fmt.global_scale:
-            inverse = torch.tensor([1.0 / quantized.global_scale], dtype=torch.float32)
-            tensors["weight_global_scale"] = inverse.to(codes.device)
+            inverse = torch.tensor([1.0 / quantized.global_scale], dtype=torch.float32, device=codes.device)
+            tensors["weight_global_scale"] = inverse
         return tensors
     tensors["weight_packed"] = _words(_biased(codes) if fmt.bits == 8 else codes)
     tensors["weight_scale"] = scales.reshape(shape)
-    tensors["weight_shape"] = torch.tensor(quantized.shape)
+    tensors["weight_shape"] = torch.tensor(quantized.shape, dtype=torch.int64, device="cpu")
     if zero_points is not None:
         tensors["weight_zero_point"] = _pack_zero_points(zero_points, fmt) if shape != (1,) else zero_points.reshape(1)
     return tensors

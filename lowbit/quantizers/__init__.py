@@ -94,8 +94,8 @@ def _bitsandbytes(
     group_n, group_k = group
     magnitude = torch.maximum(lows.abs(), highs.abs()).float()
     inverse = 1.0 / magnitude.clamp(min=1e-38)
-    one = torch.ones(1, 1)
-    codes = torch.empty(n, formats.get(scheme.format).row_bytes(k), dtype=torch.uint8)
+    one = torch.ones(1, 1, dtype=torch.float32, device=weight.device)
+    codes = torch.empty(n, formats.get(scheme.format).row_bytes(k), dtype=torch.uint8, device=weight.device)
     for begin, end in row_chunks(n, k, group_n):
         factor = inverse[begin // group_n : -(-end // group_n)]
         if group_n > 1:

@@ -63,7 +63,7 @@ def group_ranges(weight: torch.Tensor, group: tuple[int, int]) -> tuple[torch.Te
     """
     n, k = weight.shape
     columns = num_groups((n, k), group)[1]
-    lows, highs = (torch.empty(n, columns, dtype=weight.dtype) for _ in range(2))
+    lows, highs = (torch.empty(n, columns, dtype=weight.dtype, device=weight.device) for _ in range(2))
     for begin, end in row_chunks(n, k, 1):
         rows = weight[begin:end]
         reduce_columns(rows, group[1], "amin", lows[begin:end])

@@ -84,7 +84,7 @@ def _mse_ratios(fmt: Format) -> list[float]:
 
 def _like(value: float, tensor: torch.Tensor) -> torch.Tensor:
     """A scalar in the tensor's dtype: dividing by it rounds once, as compressed-tensors does."""
-    return torch.tensor(value, dtype=tensor.dtype)
+    return torch.tensor(value, dtype=tensor.dtype, device=tensor.device)
 
 
 def _nonzero(scales: torch.Tensor) -> torch.Tensor:
@@ -146,11 +146,11 @@ def _two_level(magnitude: torch.Tensor, fmt: Format, dtype: torch.dtype, ratio: 
     if not inverse.isfinite():  # float16 overflows below 0.041; there compressed-tensors gives up and takes 1
         inverse = largest_scale * fmt.largest / peak.float()
     if not inverse.isfinite():
-        inverse = torch.ones(())
+        inverse = torch.ones_like(inverse)
     local = inverse * (magnitude / _like(fmt.largest, magnitude)).float() * ratio
     scales = local.clamp(max=largest_scale).to(dtype)
     wide = scales.float()
-    wide = torch.where(wide == 0, torch.tensor(0.125), wide)
+    wide = torch.where(wide == 0, _like(0.125, wide), wide)
     return Grid(wide.to(dtype), None, wide / inverse, 1.0 / float(inverse))
 
 
@@ -158,7 +158,7 @@ def _squared_error(weight: torch.Tensor, grid: Grid, fmt: Format, group: tuple[i
     """float32 [rows of groups, columns of groups]: the squared error of every group when encoded on the grid."""
     n, k = weight.shape
     group_n, group_k = group
-    per_row = torch.empty(n, grid.scales.shape[1])
+    per_row = torch.empty(n, grid.scales.shape[1], dtype=torch.float32, device=weight.device)
     for begin, end in row_chunks(n, k, group_n):
         rows = weight[begin:end].contiguous()
         part = slice(begin // group_n, -(-end // group_n))

@@ -49,7 +49,8 @@ def expand(per_group: torch.Tensor, shape: tuple[int, int], group: tuple[int, in
 def matmul_bound(x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """What csrc/gemm/contract.h allows: float64 [..., n] from x [..., k], weight [n, k] and the exact y [..., n]."""
     k = x.shape[-1]
-    relative = (k + 2) * 2.0**-24 + (0 if x.dtype == torch.float32 else 2.0**-8 + 2.0**-18)
+    to_bf16 = {torch.float32: 0.0, torch.float16: 2.0**-7 + 2.0**-16, torch.bfloat16: 2.0**-8}[x.dtype]  # x and W; W
+    relative = (k + 2) * 2.0**-24 + to_bf16
     smallest = {torch.float32: 2.0**-149, torch.float16: 2.0**-24, torch.bfloat16: 2.0**-133}[x.dtype]
     return relative * (x.double().abs() @ weight.double().abs().T) + EPS[x.dtype] * y.abs() + smallest
 

@@ -136,6 +136,34 @@ def test_static_layers_take_int8():
     assert torch.equal(layer(q), layer(x).to(torch.bfloat16))
 
 
+def test_torchs_defaults_change_nothing():
+    """In a fresh process, so that what is computed once is computed under them."""
+    code = """
+import torch, lowbit
+torch.set_default_dtype(torch.bfloat16)
+with torch.device("meta"):
+    layers = [lowbit.nn.Linear(64, 32, scheme=name) for name in lowbit.quantizers.PRESETS]
+    weight = torch.arange(32 * 64, dtype=torch.float32, device="cpu").view(32, 64).sin()
+    for name in lowbit.quantizers.PRESETS:
+        for rule in ("absmax", "mse"):
+            tensor = lowbit.quantize(weight, name, scale_rule=rule)
+            print(name, rule, tensor.scales.dtype, float(lowbit.relative_error(weight, tensor)))
+            assert all(part is None or part.device.type == "cpu" for part in tensor.canonical())
+            tensor.pack()
+            assert tensor.dequantize().dtype == torch.float32
+            layer = lowbit.nn.Linear.from_quantized(tensor, lowbit.Scheme.preset(name, scale_rule=rule))
+            layer.load_state_dict(layer.state_dict())
+"""
+    lines = subprocess.check_output([sys.executable, "-c", code], text=True).splitlines()
+    weight = torch.arange(32 * 64, dtype=torch.float32).view(32, 64).sin()
+    for line in lines:
+        name, rule, dtype, error = line.split()
+        tensor = lowbit.quantize(weight, name, scale_rule=rule)
+        assert str(tensor.scales.dtype) == dtype
+        assert lowbit.relative_error(weight, tensor) == float(error)
+    assert len(lines) == 2 * len(PRESETS)
+
+
 # ---- copies, casts, devices ----
 
 
