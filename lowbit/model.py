@@ -128,7 +128,7 @@ def quantize_(
         ignore: the same, for what is not to be quantized. The default is the usual name of a language model's head.
         input_scales: static schemes: ``{name: scale}`` or ``{name: (scale, zero_point)}`` of the layers' inputs.
         progress: a tqdm bar on stderr. None: where stderr is a terminal and it takes more than a second; without tqdm
-            (an extra: ``pip install lowbit[progress]``) nothing is shown. True needs tqdm.
+            (not a dependency: ``pip install tqdm``) nothing is shown. True needs tqdm.
         choices: attributes of the scheme to change: ``scale_rule="mse"``.
 
     Raises:
@@ -341,7 +341,7 @@ class _ProgressBar:
             from tqdm.auto import tqdm
         except ImportError:
             if progress:
-                raise ImportError("progress=True needs tqdm: pip install lowbit[progress]") from None
+                raise ImportError("progress=True needs tqdm: pip install tqdm") from None
             return
         self.bar = tqdm(
             total=total,

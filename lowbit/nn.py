@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -67,32 +66,19 @@ class Linear(nn.Module):
         scheme = Scheme.of(scheme)
         if in_features < 1 or out_features < 1:
             raise ValueError(f"in_features = {in_features}, out_features = {out_features}: each must be at least 1")
-        weight = torch.empty(out_features, in_features, device=device, dtype=dtype)
-        offset = torch.empty(out_features, device=device, dtype=dtype) if bias else None
-        if weight.dtype not in formats.FLOATS:
-            raise TypeError(f"dtype is {dtype_name(weight.dtype)}: it must be float32, float16 or bfloat16")
-        if weight.is_meta:
-            packed = _meta_packed(scheme, weight)
-            global_scale = 1.0
-        else:
-            nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
-            if offset is not None:
-                bound = 1 / math.sqrt(in_features)
-                nn.init.uniform_(offset, -bound, bound)
-            quantized = quantize(weight, scheme)
-            packed, global_scale = quantized.pack(), quantized.global_scale
+        linear = nn.Linear(in_features, out_features, bias, device=device, dtype=dtype)
+        packed, global_scale = _quantize_and_pack(linear.weight, scheme)
         if input_scale is None and not scheme.activation_dynamic:  # a place for load_state_dict to fill
-            input_scale = torch.ones(1, device=weight.device)
-            input_zero_point = None
+            input_scale = torch.ones(1, device=packed.device)
             if not scheme.activation_symmetric:
-                input_zero_point = torch.zeros(1, dtype=torch.int32, device=weight.device)
+                input_zero_point = torch.zeros(1, dtype=torch.int32, device=packed.device)
         self._set(
             scheme,
             (out_features, in_features),
             packed,
             global_scale,
-            None if offset is None else nn.Parameter(offset),
-            weight.dtype,
+            linear.bias,
+            linear.weight.dtype,
             input_scale,
             input_zero_point,
         )
@@ -146,15 +132,10 @@ class Linear(nn.Module):
         if not isinstance(weight, Tensor):
             raise TypeError(f"linear is a {type(linear).__name__}: a torch.nn.Linear is needed")
         scheme = Scheme.of(scheme, **choices)
-        if weight.is_meta:
-            packed, global_scale = _meta_packed(scheme, weight), 1.0
-        else:
-            quantized = quantize(weight, scheme)
-            packed, global_scale = quantized.pack(), quantized.global_scale
-        n, k = weight.shape
+        packed, global_scale = _quantize_and_pack(weight, scheme)
         return cls._build(
             scheme,
-            (n, k),
+            (weight.shape[0], weight.shape[1]),
             packed,
             global_scale,
             linear.bias,
@@ -411,12 +392,15 @@ def _meta_quantized(scheme: Scheme, weight: Tensor) -> QuantizedTensor:
     )
 
 
-def _meta_packed(scheme: Scheme, weight: Tensor) -> Tensor:
-    quantized = _meta_quantized(scheme, weight)
-    size = QuantizedTensor.packed_bytes(
-        scheme.format, quantized.shape, quantized.group, quantized.scale_dtype, quantized.has_zero_points
-    )
-    return torch.empty(size, dtype=torch.uint8, device="meta")
+def _quantize_and_pack(weight: Tensor, scheme: Scheme) -> tuple[Tensor, float]:
+    """The packed form and the global scale; on the meta device, what they would be."""
+    if not weight.is_meta:
+        quantized = quantize(weight, scheme)
+    elif weight.dtype in formats.FLOATS:
+        quantized = _meta_quantized(scheme, weight)
+    else:
+        raise TypeError(f"weight is {dtype_name(weight.dtype)}: it must be float32, float16 or bfloat16")
+    return quantized.pack(), quantized.global_scale
 
 
 def _static_input(

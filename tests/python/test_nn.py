@@ -103,7 +103,7 @@ def test_from_quantized_shares_memory():
             "has symmetric activations",
         ),
         (lambda: Linear.from_float(nn.Linear(4, 4), STATIC_ASYM, input_scale=1.0), ValueError, "input_zero_point is"),
-        (lambda: Linear(4, 4, dtype=torch.float64), TypeError, "dtype is float64"),
+        (lambda: Linear(4, 4, dtype=torch.float64), TypeError, "weight is float64"),
         (lambda: Linear(0, 4), ValueError, "in_features = 0"),
     ],
 )
