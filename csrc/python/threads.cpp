@@ -1,13 +1,13 @@
 #include "threads.h"
 
 #include <pthread.h>
-#include <pybind11/pybind11.h>
 
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <mutex>
+#include <stdexcept>
 #include <string>
 #include <thread>
 
@@ -89,7 +89,7 @@ void run(void* context, int64_t count, void (*body)(void* arg, int64_t begin, in
 
 lowbit_parallel threads(int num_threads) {
   if (num_threads < 0 || num_threads > max_threads)
-    throw pybind11::value_error("num_threads is " + std::to_string(num_threads) + ": it must be 0 to " +
+    throw std::invalid_argument("num_threads is " + std::to_string(num_threads) + ": it must be 0 to " +
                                 std::to_string(max_threads));
   const int n = num_threads > 0 ? num_threads : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   return {run, reinterpret_cast<void*>(static_cast<intptr_t>(n)), n};
