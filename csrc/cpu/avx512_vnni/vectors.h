@@ -11,8 +11,8 @@ struct avx512_vectors {
   using i32 = __m512i;
   using table = __m512;
   static constexpr int lanes = 16, bytes = 64;
-  // 24 sums + 6 of x + 1 of W of 32 registers.
-  static constexpr int mr = 6, nr = 4, mr_integer = 6, nr_integer = 4;
+  // 24 sums + 6 of x + 1 of W of 32 registers; gcc 12 spills such a tile of vpdpbusd, whose sums it copies.
+  static constexpr int mr = 6, nr = 4, mr_integer = 4, nr_integer = 4;
   static constexpr int64_t panels_at_once = 4;
 
   static f32 zero() { return _mm512_setzero_ps(); }
@@ -23,20 +23,21 @@ struct avx512_vectors {
   static f32 sub(f32 a, f32 b) { return _mm512_sub_ps(a, b); }
   static f32 fma(f32 a, f32 b, f32 c) { return _mm512_fmadd_ps(a, b, c); }
 
-  static __m256 fold(__m512 x) {
-    return _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
-  }
-  static __m256i fold(__m512i x) {
-    return _mm256_add_epi32(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1));
-  }
+  // out[0 .. 4) += the sums of the lanes of a, b, c, d: pairs, pairs of pairs, then the four 128-bit lanes
   static void add_sum4(float* out, f32 a, f32 b, f32 c, f32 d) {
-    const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(fold(a), fold(b)), _mm256_hadd_ps(fold(c), fold(d)));
-    const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
+    const f32 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    const f32 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    const f32 lanes4 = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+    const __m256 lanes2 = _mm256_add_ps(_mm512_castps512_ps256(lanes4), _mm512_extractf32x8_ps(lanes4, 1));
+    const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(lanes2), _mm256_extractf128_ps(lanes2, 1));
     _mm_storeu_ps(out, _mm_add_ps(_mm_loadu_ps(out), sums));
   }
   static void add_sum4(int32_t* out, i32 a, i32 b, i32 c, i32 d) {
-    const __m256i pairs = _mm256_hadd_epi32(_mm256_hadd_epi32(fold(a), fold(b)), _mm256_hadd_epi32(fold(c), fold(d)));
-    const __m128i sums = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+    const i32 ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    const i32 cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+    const i32 lanes4 = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+    const __m256i lanes2 = _mm256_add_epi32(_mm512_castsi512_si256(lanes4), _mm512_extracti64x4_epi64(lanes4, 1));
+    const __m128i sums = _mm_add_epi32(_mm256_castsi256_si128(lanes2), _mm256_extracti128_si256(lanes2, 1));
     __m128i* to = reinterpret_cast<__m128i*>(out);
     _mm_storeu_si128(to, _mm_add_epi32(_mm_loadu_si128(to), sums));
   }

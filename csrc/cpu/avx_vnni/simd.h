@@ -7,8 +7,6 @@ namespace lowbit::cpu {
 namespace {
 
 struct avx_vnni_vectors : avx2_vectors {
-  static constexpr int mr_integer = 3, nr_integer = 4;
-
   template <int Bits>
   static i32 dot_u8s8(i32 sums, i32 codes, i32 q) {
     return _mm256_dpbusd_avx_epi32(sums, codes, q);

@@ -8,6 +8,10 @@
 namespace lowbit::cpu {
 namespace {
 
+// How far ahead packed bytes are asked for: beyond the 4 KB page at which the hardware's own prefetch stops (28.7 to 34
+// GB/s of pure reads on Sapphire Rapids). A hint may lie past the weight: it reads nothing.
+constexpr int64_t prefetch_ahead = 4096;
+
 // 64 activations of one row for packed columns [64 c, 64 c + 64): where they lie, or, when groups are padded or the
 // row ends, a copy in `padded` with zeros between.
 template <class T>
@@ -28,6 +32,38 @@ inline const T* chunk_of_row(const packed_shape& s, const T* row, int64_t c, T* 
     if (g < s.groups && count > 0) std::memcpy(padded + i, row + first, static_cast<size_t>(count) * sizeof(T));
   }
   return padded;
+}
+
+// Scales and zero points of a panel's 16 rows for one group, as fp32. One switch for all of them.
+inline void panel_scales(const packed_view& w, int64_t panel, int64_t group, float scale[panel_rows],
+                         float zero[panel_rows]) {
+  const int64_t first = w.shape.scale_index(panel * panel_rows, group);
+  switch (w.scale_dtype) {
+    case LOWBIT_F32:
+      std::memcpy(scale, static_cast<const float*>(w.scales) + first, panel_rows * sizeof(float));
+      break;
+    case LOWBIT_BF16:
+      for (int r = 0; r < panel_rows; ++r) scale[r] = bf16_to_f32(static_cast<const uint16_t*>(w.scales)[first + r]);
+      break;
+    default:
+      for (int r = 0; r < panel_rows; ++r) scale[r] = load_as_f32(w.scales, first + r, w.scale_dtype);
+  }
+  for (int r = 0; r < panel_rows; ++r) zero[r] = w.zero_points ? static_cast<float>(w.zero_points[first + r]) : 0.0f;
+}
+
+// One row of x, 16 outputs from n on:   y = fma(sum, factor, bias)
+inline void store_row(const gemm_problem& p, const float sums[panel_rows], int64_t m, int64_t n, float factor) {
+  float y[panel_rows];
+  const int64_t outputs = p.w.shape.n - n < panel_rows ? p.w.shape.n - n : panel_rows;
+  if (p.bias)
+    for (int64_t i = 0; i < outputs; ++i) y[i] = __builtin_fmaf(sums[i], factor, p.bias_at(n + i));
+  else
+    for (int64_t i = 0; i < panel_rows; ++i) y[i] = __builtin_fmaf(sums[i], factor, 0.0f);
+  const int64_t at = m * p.y_stride + n;
+  if (p.y_dtype == LOWBIT_F32)
+    std::memcpy(static_cast<float*>(p.y) + at, y, static_cast<size_t>(outputs) * sizeof(float));
+  else
+    for (int64_t i = 0; i < outputs; ++i) store_from_f32(p.y, at + i, p.y_dtype, y[i]);
 }
 
 // The K axis of the integer family: segments of at most 32768 columns, each inside one group, in steps of 64.

@@ -79,6 +79,7 @@ void spread_codes(const packed_view& w, const integer_axis& axis, int64_t panel,
     for (int r = 0; r < panel_rows; ++r) {
       uint8_t* row = out + (r * integer_depth + i) * chunk;
       const uint8_t* line = lines + r * line_bytes;
+      __builtin_prefetch(line + prefetch_ahead);
       if (s.bits == 8)
         std::memcpy(row, line, static_cast<size_t>(count));
       else if (count == chunk)
@@ -103,7 +104,9 @@ inline void dot_tile_integer(const int8_t* q, int64_t q_stride, const code_rows&
       typename V::i32 a[MR];
       for (int i = 0; i < MR; ++i) a[i] = V::load_bytes(q + i * q_stride + step * chunk + k);
       for (int j = 0; j < NR; ++j) {
-        const typename V::i32 b = V::load_bytes(w.data + j * w.row_stride + step * w.step_stride + k);
+        const uint8_t* row = w.data + j * w.row_stride + step * w.step_stride + k;
+        if (MR == 1) __builtin_prefetch(row + prefetch_ahead);
+        const typename V::i32 b = V::load_bytes(row);
         for (int i = 0; i < MR; ++i) partial[i][j] = V::template dot_u8s8<Bits>(partial[i][j], b, a[i]);
       }
     }
@@ -127,14 +130,14 @@ inline void dot_rows_integer(int64_t rows, const int8_t* q, int64_t q_stride, co
 inline void scale_segment(const gemm_problem& p, const integer_axis& axis, const quantized_matrix& x, int64_t panel,
                           int64_t segment, const int32_t* exact, float* y) {
   const int64_t group = axis.group_of_segment(segment);
-  float scale[panel_rows];
+  float scale[panel_rows], zero[panel_rows];
+  panel_scales(p.w, panel, group, scale, zero);
   int32_t offset[panel_rows], weight_sum[panel_rows] = {};
   int32_t columns = 0;
   for (int64_t step = axis.first_step(segment); step < axis.first_step(segment) + axis.steps_of(segment); ++step)
     columns += static_cast<int32_t>(axis.columns_of(step));
   for (int r = 0; r < panel_rows; ++r) {
-    scale[r] = p.w.scale(panel * panel_rows + r, group);
-    offset[r] = p.w.format->integer_offset + static_cast<int32_t>(p.w.zero_point(panel * panel_rows + r, group));
+    offset[r] = p.w.format->integer_offset + static_cast<int32_t>(zero[r]);
     if (x.rows > p.m) weight_sum[r] = exact[p.m * panel_rows + r] - columns * offset[r];
   }
   for (int64_t m = 0; m < p.m; ++m) {
@@ -178,11 +181,7 @@ lowbit_status integer_panels(const gemm_problem& p, const integer_axis& axis, co
         }
         scale_segment(p, axis, x, panel, segment, exact, y);
       }
-      const int64_t n = panel * panel_rows, outputs = s.n - n < panel_rows ? s.n - n : panel_rows;
-      for (int64_t m = 0; m < p.m; ++m)
-        for (int64_t r = 0; r < outputs; ++r)
-          store_from_f32(p.y, m * p.y_stride + n + r, p.y_dtype,
-                         __builtin_fmaf(y[m * panel_rows + r], x.scale[m], p.bias_at(n + r)));
+      for (int64_t m = 0; m < p.m; ++m) store_row(p, y + m * panel_rows, m, panel * panel_rows, x.scale[m]);
     }
   });
   if (out_of_memory) return fail(LOWBIT_OUT_OF_MEMORY, "no memory for a panel of codes and its sums");

@@ -17,6 +17,7 @@ namespace lowbit::cpu {
 namespace {
 
 constexpr int64_t depth = 512;  // columns decoded at a time: 16 rows of them are 32 KB
+constexpr int64_t row_pitch = depth + 16;  // a power of two would make loads wait for stores 4 KB away
 
 // ---- activations ----
 
@@ -50,6 +51,7 @@ class f32_decoder {
     const int nibble = s.high_nibble(column) ? 4 : 0;
     for (int r = 0; r < panel_rows; ++r) {
       const uint8_t* line = lines + r * line_bytes;
+      __builtin_prefetch(line + prefetch_ahead);
       float* out = rows + r * stride;
       if (s.unit == 64)
         one_scale(line, nibble, r, out);
@@ -71,10 +73,7 @@ class f32_decoder {
     ready_group = group;
     for (int i = 0; i < chunk / s.unit; ++i) {
       const int64_t g = group + i < s.groups ? group + i : s.groups - 1;
-      for (int r = 0; r < panel_rows; ++r) {
-        scale[i][r] = w.scale(panel * panel_rows + r, g);
-        zero[i][r] = w.zero_point(panel * panel_rows + r, g);
-      }
+      panel_scales(w, panel, g, scale[i], zero[i]);
     }
   }
 
@@ -131,32 +130,46 @@ class f32_decoder {
 
 // ---- multiplication ----
 
-// sums[i][j] += x row i . W row j over `columns`, for MR x V::nr of them.
-template <class V, int MR>
+// sums[i][j] += x row i . W row j over `columns`, for MR x NR of them.
+template <class V, int MR, int NR>
 inline void dot_tile(const float* x, int64_t x_stride, const float* rows, int64_t row_stride, int64_t columns, float* sums,
                      int64_t sums_stride) {
-  typename V::f32 partial[MR][V::nr];
+  typename V::f32 partial[MR][NR];
   for (int i = 0; i < MR; ++i)
-    for (int j = 0; j < V::nr; ++j) partial[i][j] = V::zero();
+    for (int j = 0; j < NR; ++j) partial[i][j] = V::zero();
   for (int64_t k = 0; k < columns; k += V::lanes) {
     typename V::f32 a[MR];
     for (int i = 0; i < MR; ++i) a[i] = V::load(x + i * x_stride + k);
-    for (int j = 0; j < V::nr; ++j) {
+    for (int j = 0; j < NR; ++j) {
       const typename V::f32 b = V::load(rows + j * row_stride + k);
       for (int i = 0; i < MR; ++i) partial[i][j] = V::fma(a[i], b, partial[i][j]);
     }
   }
   for (int i = 0; i < MR; ++i)
-    for (int j = 0; j < V::nr; j += 4)
+    for (int j = 0; j < NR; j += 4)
       V::add_sum4(sums + i * sums_stride + j, partial[i][j], partial[i][j + 1], partial[i][j + 2], partial[i][j + 3]);
 }
 
+// MR rows of x by all rows of a block, NR at a time.
+template <class V, int MR, int NR>
+inline void dot_block(const float* x, int64_t x_stride, const float* rows, int64_t row_count, int64_t columns, float* sums,
+                      int64_t sums_stride) {
+  for (int64_t n = 0; n < row_count; n += NR)
+    dot_tile<V, MR, NR>(x, x_stride, rows + n * row_pitch, row_pitch, columns, sums + n, sums_stride);
+}
+
+// One row keeps eight sums going, so that their latency is hidden.
 template <class V>
-inline void dot_rows(int rows_of_x, const float* x, int64_t x_stride, const float* rows, int64_t row_stride,
-                     int64_t columns, float* sums, int64_t sums_stride) {
-  if (rows_of_x == V::mr) return dot_tile<V, V::mr>(x, x_stride, rows, row_stride, columns, sums, sums_stride);
-  for (int i = 0; i < rows_of_x; ++i)
-    dot_tile<V, 1>(x + i * x_stride, x_stride, rows, row_stride, columns, sums + i * sums_stride, sums_stride);
+inline void dot_rows(int64_t m, const float* x, int64_t x_stride, const float* rows, int64_t row_count, int64_t columns,
+                     float* sums, int64_t sums_stride) {
+  int64_t i = 0;
+  for (; i + V::mr <= m; i += V::mr)
+    dot_block<V, V::mr, V::nr>(x + i * x_stride, x_stride, rows, row_count, columns, sums + i * sums_stride, sums_stride);
+  for (; i + V::mr / 2 <= m && V::mr / 2 > 1; i += V::mr / 2)
+    dot_block<V, V::mr / 2, V::nr>(x + i * x_stride, x_stride, rows, row_count, columns, sums + i * sums_stride,
+                                   sums_stride);
+  for (; i < m; ++i)
+    dot_block<V, 1, 8>(x + i * x_stride, x_stride, rows, row_count, columns, sums + i * sums_stride, sums_stride);
 }
 
 template <class V>
@@ -178,7 +191,7 @@ lowbit_status weight_only_f32(const gemm_problem& p) {
   parallel_for(p.parallel, s.panels, [&](int64_t begin, int64_t end) {
     // More panels share a pass over x when there is much of it.
     const int64_t together = p.m >= 4 * V::mr ? V::panels_at_once : 1, width = together * panel_rows;
-    float* block = static_cast<float*>(scratch(scratch_slot::panel, static_cast<size_t>(width * depth) * sizeof(float)));
+    float* block = static_cast<float*>(scratch(scratch_slot::panel, static_cast<size_t>(width * row_pitch) * sizeof(float)));
     float* sums = static_cast<float*>(scratch(scratch_slot::sums, static_cast<size_t>(p.m * width) * sizeof(float)));
     if (!block || !sums) {
       __atomic_store_n(&out_of_memory, true, __ATOMIC_RELAXED);
@@ -192,19 +205,13 @@ lowbit_status weight_only_f32(const gemm_problem& p) {
         const int64_t columns = s.k_packed - column < depth ? s.k_packed - column : depth;
         for (int64_t i = 0; i < panels; ++i)
           for (int64_t c = 0; c < columns; c += chunk)
-            decoder.chunk_rows(panel + i, (column + c) / chunk, block + i * panel_rows * depth + c, depth);
-        for (int64_t m = 0; m < p.m; m += V::mr) {
-          const int rows_of_x = static_cast<int>(p.m - m < V::mr ? p.m - m : V::mr);
-          for (int64_t n = 0; n < rows; n += V::nr)
-            dot_rows<V>(rows_of_x, x + m * s.k_packed + column, s.k_packed, block + n * depth, depth, columns,
-                        sums + m * width + n, width);
-        }
+            decoder.chunk_rows(panel + i, (column + c) / chunk, block + i * panel_rows * row_pitch + c, row_pitch);
+        dot_rows<V>(p.m, x + column, s.k_packed, block, rows, columns, sums, width);
       }
-      const int64_t n = panel * panel_rows, outputs = s.n - n < rows ? s.n - n : rows;
+      const int64_t n = panel * panel_rows;
       for (int64_t m = 0; m < p.m; ++m)
-        for (int64_t j = 0; j < outputs; ++j)
-          store_from_f32(p.y, m * p.y_stride + n + j, p.y_dtype,
-                         __builtin_fmaf(sums[m * width + j], p.w.global_scale, p.bias_at(n + j)));
+        for (int64_t i = 0; i < panels; ++i)
+          store_row(p, sums + m * width + i * panel_rows, m, n + i * panel_rows, p.w.global_scale);
     }
   });
   if (out_of_memory) return fail(LOWBIT_OUT_OF_MEMORY, "no memory for a block of decoded weights");
