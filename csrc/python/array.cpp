@@ -73,11 +73,27 @@ int64_t row_stride(const std::vector<int64_t>& shape, const std::vector<int64_t>
   return shape[0] > 1 ? strides[0] : shape[1];
 }
 
+// NumPy's own dtypes by number: asking for the name takes a microsecond.
+std::string numpy_dtype_name(const py::dtype& dtype) {
+  static const struct {
+    int number;
+    const char* name;
+  } names[] = {
+      {py::dtype::num_of<float>(), "float32"},
+      {py::dtype::num_of<uint8_t>(), "uint8"},
+      {py::dtype::num_of<int8_t>(), "int8"},
+      {py::dtype::num_of<int32_t>(), "int32"},
+  };
+  for (const auto& row : names)
+    if (dtype.num() == row.number) return row.name;
+  return py::str(dtype.attr("name")).cast<std::string>();
+}
+
 array read_numpy(py::array a, const char* name, bool rows_only) {
   array r;
   r.name = name;
-  r.dtype = py::str(a.dtype().attr("name")).cast<std::string>();
-  if (!a.dtype().attr("isnative").cast<bool>())
+  r.dtype = numpy_dtype_name(a.dtype());
+  if (a.dtype().byteorder() == '>')
     throw py::type_error(r.name + " has byte-swapped elements: they must be in native order");
   r.shape.assign(a.shape(), a.shape() + a.ndim());
   const auto stride_of = [](const py::array& from) {
