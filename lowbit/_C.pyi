@@ -1,16 +1,20 @@
 # What the pybind11 module csrc/python/module.cpp offers to Python.
-# ruff: noqa: N999
+#
+# Its arrays are NumPy's, CPU arrays of any library with __dlpack__, or buffers; results are NumPy arrays, those of
+# bfloat16 by ml_dtypes. num_threads=0: all that this process may run on.
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+Array: TypeAlias = Any  # with __array__, __dlpack__ or the buffer protocol
 
 def formats() -> list[dict[str, Any]]: ...
 def packed_bytes(
     format: str, n: int, k: int, group_n: int, group_k: int, scale_dtype: str, zero_point: bool
 ) -> int: ...
-def describe(packed: NDArray[np.uint8]) -> dict[str, Any]: ...
+def describe(packed: Array) -> dict[str, Any]: ...
 def kernels() -> list[dict[str, Any]]: ...
 def explain(family: str, format: str, m: int, n: int, k: int, group_k: int, x_dtype: str) -> list[dict[str, Any]]: ...
 def cpu_isas() -> list[dict[str, Any]]: ...
@@ -19,4 +23,56 @@ def set_cpu_isa(name: str) -> None: ...
 def cpu_features() -> list[str]: ...
 def version() -> str: ...
 def build_info() -> dict[str, Any]: ...
-def probe(what: str, seconds: float, num_threads: int) -> float: ...
+def probe(what: str, seconds: float = 0.2, num_threads: int = 0) -> float: ...
+def pack(
+    codes: Array,
+    scales: Array,
+    zero_points: Array | None = None,
+    *,
+    format: str,
+    group_n: int,
+    group_k: int,
+    k: int | None = None,
+    global_scale: float = 1.0,
+    num_threads: int = 0,
+) -> NDArray[np.uint8]: ...
+def unpack(packed: Array, *, num_threads: int = 0) -> dict[str, Any]: ...
+def dequantize_packed(packed: Array, *, dtype: str = "float32", num_threads: int = 0) -> NDArray[Any]: ...
+def dequantize(
+    codes: Array,
+    scales: Array,
+    zero_points: Array | None = None,
+    *,
+    format: str,
+    group_n: int,
+    group_k: int,
+    k: int | None = None,
+    global_scale: float = 1.0,
+    dtype: str = "float32",
+    num_threads: int = 0,
+) -> NDArray[Any]: ...
+def encode(
+    w: Array,
+    divisor: Array,
+    zero_points: Array | None = None,
+    *,
+    format: str,
+    group_n: int,
+    group_k: int,
+    num_threads: int = 0,
+) -> NDArray[np.uint8]: ...
+def gemm(
+    x: Array,
+    packed: Array,
+    bias: Array | None = None,
+    *,
+    family: str = "weight_only",
+    out_dtype: str | None = None,
+    x_scale: Array | None = None,
+    x_zero_point: Array | None = None,
+    symmetric: bool = True,
+    num_threads: int = 0,
+) -> NDArray[Any]: ...
+def quantize_rows(
+    x: Array, symmetric: bool = True, *, num_threads: int = 0
+) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.int32]]: ...
