@@ -149,39 +149,58 @@ inline void scale_segment(const gemm_problem& p, const integer_axis& axis, const
   }
 }
 
+// The codes of one panel and a run of steps, from row r on.
+template <class V>
+inline code_rows codes_of(const packed_view& w, const integer_axis& axis, bool spread, const uint8_t* block,
+                          int64_t panel, int64_t r, int64_t step) {
+  if (spread) return {block + r * integer_depth * chunk, integer_depth * chunk, chunk};
+  const int64_t column = axis.packed_column(step, w.shape);
+  return {w.codes + w.shape.code_offset(panel * panel_rows + r, column), line_bytes, panel_rows * line_bytes};
+}
+
 template <class V, int Bits>
 lowbit_status integer_panels(const gemm_problem& p, const integer_axis& axis, const quantized_matrix& x) {
-  const packed_shape& s = p.w.shape;
-  const bool spread = Bits == 4 || s.unit != chunk;
+  constexpr int64_t rows_in_l1 = 24;  // of q: 24 KB of a run of steps
+  const bool spread = Bits == 4 || p.w.shape.unit != chunk;
+  // More panels share a pass over q when there is much of it.
+  const int64_t together = x.rows > rows_in_l1 ? V::panels_at_once : 1, sums = x.rows * panel_rows;
   bool out_of_memory = false;
-  parallel_for(p.parallel, s.panels, [&](int64_t begin, int64_t end) {
-    uint8_t* codes = static_cast<uint8_t*>(scratch(scratch_slot::panel, panel_rows * integer_depth * chunk));
-    const size_t sums_bytes = static_cast<size_t>(x.rows * panel_rows) * sizeof(int32_t);
-    int32_t* exact = static_cast<int32_t*>(scratch(scratch_slot::sums, 2 * sums_bytes));
+  parallel_for(p.parallel, p.w.shape.panels, [&](int64_t begin, int64_t end) {
+    constexpr int64_t block_bytes = panel_rows * integer_depth * chunk;
+    uint8_t* codes = static_cast<uint8_t*>(scratch(scratch_slot::panel, static_cast<size_t>(together * block_bytes)));
+    int32_t* exact = static_cast<int32_t*>(
+        scratch(scratch_slot::sums, static_cast<size_t>(2 * together * sums) * sizeof(int32_t)));
     if (!codes || !exact) {
       __atomic_store_n(&out_of_memory, true, __ATOMIC_RELAXED);
       return;
     }
-    float* y = reinterpret_cast<float*>(exact + x.rows * panel_rows);
-    for (int64_t panel = begin; panel < end; ++panel) {
-      std::memset(y, 0, sums_bytes);
+    float* y = reinterpret_cast<float*>(exact + together * sums);
+    for (int64_t panel = begin; panel < end; panel += together) {
+      const int64_t panels = end - panel < together ? end - panel : together;
+      std::memset(y, 0, static_cast<size_t>(panels * sums) * sizeof(float));
       for (int64_t segment = 0; segment < axis.segments(); ++segment) {
-        std::memset(exact, 0, sums_bytes);
+        std::memset(exact, 0, static_cast<size_t>(panels * sums) * sizeof(int32_t));
         const int64_t first = axis.first_step(segment), last = first + axis.steps_of(segment);
         for (int64_t step = first; step < last; step += integer_depth) {
           const int64_t steps = last - step < integer_depth ? last - step : integer_depth;
-          if (spread) spread_codes<V>(p.w, axis, panel, step, steps, codes);
-          for (int64_t r = 0; r < panel_rows; r += V::nr_integer) {
-            const code_rows w =
-                spread ? code_rows{codes + r * integer_depth * chunk, integer_depth * chunk, chunk}
-                       : code_rows{p.w.codes + s.code_offset(panel * panel_rows + r, axis.packed_column(step, s)),
-                                   line_bytes, panel_rows * line_bytes};
-            dot_rows_integer<V, Bits>(x.rows, x.q + step * chunk, x.stride, w, steps, exact + r, panel_rows);
+          if (spread)
+            for (int64_t i = 0; i < panels; ++i)
+              spread_codes<V>(p.w, axis, panel + i, step, steps, codes + i * block_bytes);
+          for (int64_t m = 0; m < x.rows; m += rows_in_l1) {
+            const int64_t rows = x.rows - m < rows_in_l1 ? x.rows - m : rows_in_l1;
+            for (int64_t i = 0; i < panels; ++i)
+              for (int64_t r = 0; r < panel_rows; r += V::nr_integer)
+                dot_rows_integer<V, Bits>(rows, x.q + m * x.stride + step * chunk, x.stride,
+                                          codes_of<V>(p.w, axis, spread, codes + i * block_bytes, panel + i, r, step),
+                                          steps, exact + i * sums + m * panel_rows + r, panel_rows);
           }
         }
-        scale_segment(p, axis, x, panel, segment, exact, y);
+        for (int64_t i = 0; i < panels; ++i)
+          scale_segment(p, axis, x, panel + i, segment, exact + i * sums, y + i * sums);
       }
-      for (int64_t m = 0; m < p.m; ++m) store_row(p, y + m * panel_rows, m, panel * panel_rows, x.scale[m]);
+      for (int64_t i = 0; i < panels; ++i)
+        for (int64_t m = 0; m < p.m; ++m)
+          store_row(p, y + i * sums + m * panel_rows, m, (panel + i) * panel_rows, x.scale[m]);
     }
   });
   if (out_of_memory) return fail(LOWBIT_OUT_OF_MEMORY, "no memory for a panel of codes and its sums");
