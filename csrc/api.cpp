@@ -51,8 +51,13 @@ lowbit_status check_static_scales(const gemm_problem& p) {
 }
 
 lowbit_problem problem_of(const gemm_problem& p, lowbit_family family) {
-  return {family,        find_format(p.w.format->name),           p.m, p.w.shape.n, p.w.shape.k,
-          p.w.shape.group_k, static_cast<lowbit_dtype>(p.x_dtype)};
+  return {family,
+          find_format(p.w.format->name),
+          p.m,
+          p.w.shape.n,
+          p.w.shape.k,
+          p.w.shape.group_k,
+          static_cast<lowbit_dtype>(p.x_dtype)};
 }
 
 }  // namespace
@@ -67,8 +72,7 @@ int32_t lowbit_num_formats(void) { return num_formats(); }
 lowbit_status lowbit_format_get(lowbit_format format, lowbit_format_info* info) {
   if (format < 0 || format >= num_formats()) return bad_format(format);
   const format_row& f = format_at(format);
-  *info = {f.name,       f.bits,         f.block_n, f.block_k, static_cast<int32_t>(f.scale),
-           f.zero_point, f.global_scale, f.values};
+  *info = {f.name, f.bits, f.block_n, f.block_k, static_cast<int32_t>(f.scale), f.zero_point, f.global_scale, f.values};
   return LOWBIT_OK;
 }
 
@@ -90,8 +94,16 @@ lowbit_status lowbit_pack(const lowbit_weight* weight, void* packed, size_t byte
 lowbit_status lowbit_packed_describe(const void* packed, size_t bytes, lowbit_weight* weight) {
   packed_view v;
   if (const lowbit_status status = view_packed(packed, bytes, &v)) return status;
-  *weight = {find_format(v.format->name), v.shape.n, v.shape.k, v.shape.group_n, v.shape.group_k, nullptr, nullptr,
-             static_cast<lowbit_dtype>(v.scale_dtype), v.zero_points, v.global_scale};
+  *weight = {find_format(v.format->name),
+             v.shape.n,
+             v.shape.k,
+             v.shape.group_n,
+             v.shape.group_k,
+             nullptr,
+             nullptr,
+             static_cast<lowbit_dtype>(v.scale_dtype),
+             v.zero_points,
+             v.global_scale};
   return LOWBIT_OK;
 }
 

@@ -13,10 +13,10 @@
 
 namespace lowbit {
 
-#define LOWBIT_CPU_ISA(isa, features)     \
-  namespace cpu::isa {                    \
-  extern const kernel_row kernels[];      \
-  extern const int num_kernels;           \
+#define LOWBIT_CPU_ISA(isa, features) \
+  namespace cpu::isa {                \
+  extern const kernel_row kernels[];  \
+  extern const int num_kernels;       \
   }
 #include "dispatch/cpu_isas.inc"
 #undef LOWBIT_CPU_ISA

@@ -71,12 +71,12 @@ struct encoder {
 
  private:
   int search(float x) const;
-  int count;              // finite values, ascending
+  int count;  // finite values, ascending
   float value[256];
-  float midpoint[256];    // between value[i] and value[i + 1]
+  float midpoint[256];  // between value[i] and value[i + 1]
   uint8_t code[256];
-  bool tie_up[256];       // x == midpoint[i] goes to i + 1
-  uint8_t first[4096];    // by the sign, exponent and 3 mantissa bits of x: the lowest answer there
+  bool tie_up[256];     // x == midpoint[i] goes to i + 1
+  uint8_t first[4096];  // by the sign, exponent and 3 mantissa bits of x: the lowest answer there
 };
 
 }  // namespace lowbit

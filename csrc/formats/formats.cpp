@@ -18,8 +18,8 @@ constexpr auto values_of = value_table<F>();
 
 template <class F>
 constexpr format_row row_of() {
-  return {F::name,           F::bits,       F::decode,     F::block_n,       F::block_k, F::scale, F::zero_point,
-          F::global_scale, F::integer_offset, F::fp16_shift, F::fp16_scale, values_of<F>.data()};
+  return {F::name,       F::bits,         F::decode,         F::block_n,    F::block_k,    F::scale,
+          F::zero_point, F::global_scale, F::integer_offset, F::fp16_shift, F::fp16_scale, values_of<F>.data()};
 }
 
 struct added {
@@ -46,13 +46,20 @@ int find_format(const char* name) {
 
 const char* dtype_name(int dtype) {
   switch (dtype) {
-    case LOWBIT_F32: return "float32";
-    case LOWBIT_F16: return "float16";
-    case LOWBIT_BF16: return "bfloat16";
-    case LOWBIT_I8: return "int8";
-    case LOWBIT_E8M0: return "float8_e8m0fnu";
-    case LOWBIT_E4M3: return "float8_e4m3fn";
-    default: return "unknown dtype";
+    case LOWBIT_F32:
+      return "float32";
+    case LOWBIT_F16:
+      return "float16";
+    case LOWBIT_BF16:
+      return "bfloat16";
+    case LOWBIT_I8:
+      return "int8";
+    case LOWBIT_E8M0:
+      return "float8_e8m0fnu";
+    case LOWBIT_E4M3:
+      return "float8_e4m3fn";
+    default:
+      return "unknown dtype";
   }
 }
 

@@ -9,7 +9,7 @@ struct fp8_e4m3 : format_defaults {
   static constexpr const char* name = "fp8_e4m3";
   static constexpr int bits = 8;
   static constexpr recipe decode = recipe::minifloat;
-  static constexpr int fp16_shift = 7;  // 3 mantissa bits to fp16's 10
+  static constexpr int fp16_shift = 7;         // 3 mantissa bits to fp16's 10
   static constexpr float fp16_scale = 0x1p8f;  // exponent bias 7 to fp16's 15
   static constexpr float value(unsigned code) { return e4m3.value(code); }
 };

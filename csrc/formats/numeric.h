@@ -49,7 +49,9 @@ inline constexpr minifloat e2m1{2, 1, 1, false, false};
 inline constexpr minifloat e4m3{4, 3, 7, false, true};
 inline constexpr minifloat e5m2{5, 2, 15, true, false};
 
-LOWBIT_INLINE constexpr float bf16_to_f32(uint16_t bits) { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
+LOWBIT_INLINE constexpr float bf16_to_f32(uint16_t bits) {
+  return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
+}
 
 // Round to nearest even; NaN stays NaN.
 LOWBIT_INLINE constexpr uint16_t f32_to_bf16(float value) {
@@ -90,34 +92,51 @@ LOWBIT_INLINE constexpr float e8m0_to_f32(uint8_t bits) {
 
 LOWBIT_INLINE constexpr int dtype_bytes(int dtype) {
   switch (dtype) {
-    case LOWBIT_F32: return 4;
+    case LOWBIT_F32:
+      return 4;
     case LOWBIT_F16:
-    case LOWBIT_BF16: return 2;
-    default: return 1;
+    case LOWBIT_BF16:
+      return 2;
+    default:
+      return 1;
   }
 }
 
-LOWBIT_INLINE constexpr bool is_float_dtype(int dtype) { return dtype == LOWBIT_F32 || dtype == LOWBIT_F16 || dtype == LOWBIT_BF16; }
+LOWBIT_INLINE constexpr bool is_float_dtype(int dtype) {
+  return dtype == LOWBIT_F32 || dtype == LOWBIT_F16 || dtype == LOWBIT_BF16;
+}
 
 const char* dtype_name(int dtype);
 
 LOWBIT_INLINE float load_as_f32(const void* data, int64_t i, int dtype) {
   switch (dtype) {
-    case LOWBIT_F32: return static_cast<const float*>(data)[i];
-    case LOWBIT_F16: return f16_to_f32(static_cast<const uint16_t*>(data)[i]);
-    case LOWBIT_BF16: return bf16_to_f32(static_cast<const uint16_t*>(data)[i]);
-    case LOWBIT_E8M0: return e8m0_to_f32(static_cast<const uint8_t*>(data)[i]);
-    case LOWBIT_E4M3: return e4m3.value(static_cast<const uint8_t*>(data)[i]);
-    default: return static_cast<float>(static_cast<const int8_t*>(data)[i]);
+    case LOWBIT_F32:
+      return static_cast<const float*>(data)[i];
+    case LOWBIT_F16:
+      return f16_to_f32(static_cast<const uint16_t*>(data)[i]);
+    case LOWBIT_BF16:
+      return bf16_to_f32(static_cast<const uint16_t*>(data)[i]);
+    case LOWBIT_E8M0:
+      return e8m0_to_f32(static_cast<const uint8_t*>(data)[i]);
+    case LOWBIT_E4M3:
+      return e4m3.value(static_cast<const uint8_t*>(data)[i]);
+    default:
+      return static_cast<float>(static_cast<const int8_t*>(data)[i]);
   }
 }
 
 // To F32, F16 or BF16, rounded to nearest even.
 LOWBIT_INLINE void store_from_f32(void* data, int64_t i, int dtype, float value) {
   switch (dtype) {
-    case LOWBIT_F32: static_cast<float*>(data)[i] = value; break;
-    case LOWBIT_F16: static_cast<uint16_t*>(data)[i] = f32_to_f16(value); break;
-    default: static_cast<uint16_t*>(data)[i] = f32_to_bf16(value); break;
+    case LOWBIT_F32:
+      static_cast<float*>(data)[i] = value;
+      break;
+    case LOWBIT_F16:
+      static_cast<uint16_t*>(data)[i] = f32_to_f16(value);
+      break;
+    default:
+      static_cast<uint16_t*>(data)[i] = f32_to_bf16(value);
+      break;
   }
 }
 

@@ -37,8 +37,8 @@ LOWBIT_INLINE int8_t quantize_value(float x, const row_quantization& r) {
 }
 
 // One row x[offset ... offset + k) to q[k]. `given` holds for LOWBIT_STATIC; int8 rows are copied.
-LOWBIT_INLINE row_quantization quantize_row(const void* x, int dtype, int64_t offset, int64_t k, lowbit_activation activation,
-                                     const row_quantization& given, int8_t* q) {
+LOWBIT_INLINE row_quantization quantize_row(const void* x, int dtype, int64_t offset, int64_t k,
+                                            lowbit_activation activation, const row_quantization& given, int8_t* q) {
   if (dtype == LOWBIT_I8) {
     for (int64_t i = 0; i < k; ++i) q[i] = static_cast<const int8_t*>(x)[offset + i];
     return given;

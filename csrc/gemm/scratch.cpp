@@ -19,7 +19,7 @@ thread_local buffer buffers[3];
 
 void* scratch(scratch_slot slot, size_t bytes) {
   buffer& b = buffers[static_cast<int>(slot)];
-  const bool too_small = b.bytes < bytes, wasteful = b.bytes > keep_bytes && bytes <= keep_bytes;
+  const bool too_small = b.bytes<bytes, wasteful = b.bytes> keep_bytes && bytes <= keep_bytes;
   if (too_small || wasteful) {
     std::free(b.data);
     b.bytes = static_cast<size_t>(round_up(static_cast<int64_t>(bytes + bytes / 4), 4096));

@@ -12,9 +12,12 @@ int promote(int a, int b) { return a == b ? a : LOWBIT_F32; }
 
 float round_to(float x, int dtype) {
   switch (dtype) {
-    case LOWBIT_F16: return f16_to_f32(f32_to_f16(x));
-    case LOWBIT_BF16: return bf16_to_f32(f32_to_bf16(x));
-    default: return x;
+    case LOWBIT_F16:
+      return f16_to_f32(f32_to_f16(x));
+    case LOWBIT_BF16:
+      return bf16_to_f32(f32_to_bf16(x));
+    default:
+      return x;
   }
 }
 
@@ -68,7 +71,9 @@ lowbit_status encode(const lowbit_encode_args& a, const lowbit_parallel* paralle
 
   const format_row& format = format_at(a.format);
   const int dtype = promote(a.w_dtype, a.divisor_dtype);
-  const auto divide_as = dtype == LOWBIT_F32 ? divide<LOWBIT_F32> : dtype == LOWBIT_F16 ? divide<LOWBIT_F16> : divide<LOWBIT_BF16>;
+  const auto divide_as = dtype == LOWBIT_F32   ? divide<LOWBIT_F32>
+                         : dtype == LOWBIT_F16 ? divide<LOWBIT_F16>
+                                               : divide<LOWBIT_BF16>;
   const encoder nearest(format);
   const int64_t groups = ceil_div(a.k, a.group_k), row_bytes = ceil_div(a.k * format.bits, 8);
   // two's complement 8-bit codes wrap by themselves; 4-bit ones are stored plus 8

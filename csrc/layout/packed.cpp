@@ -175,9 +175,9 @@ void store_row(const float* values, int64_t count, void* out, int64_t offset, in
 
 // out[n][k] from rows of one-byte codes in packed order: `codes_of(n, row)` fills a row.
 template <class CodesOf, class ScaleOf, class ZeroOf>
-lowbit_status dequantize_rows(const packed_shape& s, const format_row& format, float global_scale, void* out,
-                              int dtype, const lowbit_parallel* parallel, const CodesOf& codes_of,
-                              const ScaleOf& scale_of, const ZeroOf& zero_of) {
+lowbit_status dequantize_rows(const packed_shape& s, const format_row& format, float global_scale, void* out, int dtype,
+                              const lowbit_parallel* parallel, const CodesOf& codes_of, const ScaleOf& scale_of,
+                              const ZeroOf& zero_of) {
   if (!is_float_dtype(dtype))
     return fail(LOWBIT_INVALID_TYPE, "cannot dequantize to %s: float32, float16 or bfloat16", dtype_name(dtype));
   const uint8_t flip = format.decode == recipe::linear ? 0x80 : 0;
@@ -248,8 +248,7 @@ lowbit_status check_weight_description(const lowbit_weight& w) {
     return fail(LOWBIT_INVALID_TYPE, "scales are %s: %s takes %s", dtype_name(w.scale_dtype), format.name,
                 format.scale == scale_rule::any_float ? "float32, float16 or bfloat16"
                                                       : dtype_name(static_cast<int>(format.scale)));
-  if (w.zero_points && !format.zero_point)
-    return fail(LOWBIT_INVALID_VALUE, "%s has no zero points", format.name);
+  if (w.zero_points && !format.zero_point) return fail(LOWBIT_INVALID_VALUE, "%s has no zero points", format.name);
   return LOWBIT_OK;
 }
 

@@ -54,7 +54,8 @@ struct packed_shape {
   }
   // Byte of the code at (row, packed column); the nibble is the high one if high_nibble(column).
   LOWBIT_INLINE int64_t code_offset(int64_t row, int64_t column_index) const {
-    return block_offset(row / panel_rows, column_index / block_k) + row % panel_rows * line_bytes + column_index % chunk;
+    return block_offset(row / panel_rows, column_index / block_k) + row % panel_rows * line_bytes +
+           column_index % chunk;
   }
   LOWBIT_INLINE bool high_nibble(int64_t column_index) const { return bits == 4 && column_index % 128 >= 64; }
   // Scales and zero points: [panels][groups][16].
@@ -114,7 +115,8 @@ lowbit_status pack(const lowbit_weight& weight, void* packed, size_t bytes, cons
 lowbit_status unpack(const void* packed, size_t bytes, void* codes, void* scales, int8_t* zero_points,
                      const lowbit_parallel* parallel);
 lowbit_status view_packed(const void* packed, size_t bytes, packed_view* view);
-lowbit_status dequantize_packed(const void* packed, size_t bytes, void* out, int dtype, const lowbit_parallel* parallel);
+lowbit_status dequantize_packed(const void* packed, size_t bytes, void* out, int dtype,
+                                const lowbit_parallel* parallel);
 lowbit_status dequantize(const lowbit_weight& weight, void* out, int dtype, const lowbit_parallel* parallel);
 lowbit_status encode(const lowbit_encode_args& args, const lowbit_parallel* parallel);
 

@@ -48,13 +48,13 @@ LOWBIT_API const char* lowbit_version(void);
 typedef int32_t lowbit_format;
 
 typedef struct lowbit_format_info {
-  const char* name;         // "int4", "mxfp4", ... as published
-  int32_t bits;             // per code: 4 or 8
-  int32_t block_n, block_k; // weights that share a scale; 0: the caller's choice
-  int32_t scale_dtype;      // a lowbit_dtype, or -1: the caller's choice of F32, F16, BF16
-  int32_t has_zero_point;   // zero points are allowed
-  int32_t has_global_scale; // one more fp32 factor for the whole tensor
-  const float* values;      // [2^bits] value of every code
+  const char* name;          // "int4", "mxfp4", ... as published
+  int32_t bits;              // per code: 4 or 8
+  int32_t block_n, block_k;  // weights that share a scale; 0: the caller's choice
+  int32_t scale_dtype;       // a lowbit_dtype, or -1: the caller's choice of F32, F16, BF16
+  int32_t has_zero_point;    // zero points are allowed
+  int32_t has_global_scale;  // one more fp32 factor for the whole tensor
+  const float* values;       // [2^bits] value of every code
 } lowbit_format_info;
 
 LOWBIT_API int32_t lowbit_num_formats(void);
@@ -76,14 +76,14 @@ typedef struct lowbit_parallel {
 // The canonical form, as checkpoints hold it. W[i][j] = (value(code) - zero_point) * scale * global_scale.
 typedef struct lowbit_weight {
   lowbit_format format;
-  int64_t n, k;                 // W is n x k: n outputs, k inputs
-  int64_t group_n, group_k;     // one scale for each group_n x group_k rectangle; the last ones may be short
-  const void* codes;            // [n][ceil(k * bits / 8)] bytes, element 0 in the low bits.
-                                //   int4: two's complement + 8, as compressed-tensors; int8: two's complement
-  const void* scales;           // [ceil(n / group_n)][ceil(k / group_k)] of scale_dtype
+  int64_t n, k;              // W is n x k: n outputs, k inputs
+  int64_t group_n, group_k;  // one scale for each group_n x group_k rectangle; the last ones may be short
+  const void* codes;         // [n][ceil(k * bits / 8)] bytes, element 0 in the low bits.
+                             //   int4: two's complement + 8, as compressed-tensors; int8: two's complement
+  const void* scales;        // [ceil(n / group_n)][ceil(k / group_k)] of scale_dtype
   lowbit_dtype scale_dtype;
-  const int8_t* zero_points;    // same shape as scales, in the units of value(); NULL: none
-  float global_scale;           // 1 where the format has none
+  const int8_t* zero_points;  // same shape as scales, in the units of value(); NULL: none
+  float global_scale;         // 1 where the format has none
 } lowbit_weight;
 
 // The bytes that lowbit_pack writes, from the description alone (pointers are not read).
@@ -95,8 +95,8 @@ LOWBIT_API lowbit_status lowbit_pack(const lowbit_weight* weight, void* packed, 
 // are any); every other member is filled in.
 LOWBIT_API lowbit_status lowbit_packed_describe(const void* packed, size_t bytes, lowbit_weight* weight);
 // The exact inverse of lowbit_pack. zero_points may be NULL when the weight has none.
-LOWBIT_API lowbit_status lowbit_unpack(const void* packed, size_t bytes, void* codes, void* scales,
-                                       int8_t* zero_points, const lowbit_parallel* parallel);
+LOWBIT_API lowbit_status lowbit_unpack(const void* packed, size_t bytes, void* codes, void* scales, int8_t* zero_points,
+                                       const lowbit_parallel* parallel);
 // out[n][k] = W in F32, F16 or BF16 (computed in fp32, rounded once).
 LOWBIT_API lowbit_status lowbit_dequantize_packed(const void* packed, size_t bytes, void* out, lowbit_dtype dtype,
                                                   const lowbit_parallel* parallel);
@@ -108,12 +108,12 @@ LOWBIT_API lowbit_status lowbit_dequantize(const lowbit_weight* weight, void* ou
 typedef struct lowbit_encode_args {
   lowbit_format format;
   int64_t n, k, group_n, group_k;
-  const void* w;                // [n][k]
-  lowbit_dtype w_dtype;         // F32, F16, BF16
-  const void* divisor;          // [ceil(n / group_n)][ceil(k / group_k)]
-  lowbit_dtype divisor_dtype;   // F32, F16, BF16
+  const void* w;               // [n][k]
+  lowbit_dtype w_dtype;        // F32, F16, BF16
+  const void* divisor;         // [ceil(n / group_n)][ceil(k / group_k)]
+  lowbit_dtype divisor_dtype;  // F32, F16, BF16
   const int8_t* zero_points;
-  void* codes;                  // [n][ceil(k * bits / 8)]
+  void* codes;  // [n][ceil(k * bits / 8)]
 } lowbit_encode_args;
 LOWBIT_API lowbit_status lowbit_encode(const lowbit_encode_args* args, const lowbit_parallel* parallel);
 
@@ -133,20 +133,20 @@ typedef enum lowbit_activation {
 typedef struct lowbit_gemm_args {
   lowbit_family family;
   int64_t m;
-  const void* x;               // [m][k]
-  lowbit_dtype x_dtype;        // F32, F16, BF16; I8 with LOWBIT_STATIC
-  int64_t x_stride;            // elements between rows
+  const void* x;         // [m][k]
+  lowbit_dtype x_dtype;  // F32, F16, BF16; I8 with LOWBIT_STATIC
+  int64_t x_stride;      // elements between rows
   const void* packed;
   size_t packed_bytes;
-  const void* bias;            // [n] or NULL
-  lowbit_dtype bias_dtype;     // F32, F16, BF16
-  void* y;                     // [m][n]
-  lowbit_dtype y_dtype;        // F32, F16, BF16
+  const void* bias;         // [n] or NULL
+  lowbit_dtype bias_dtype;  // F32, F16, BF16
+  void* y;                  // [m][n]
+  lowbit_dtype y_dtype;     // F32, F16, BF16
   int64_t y_stride;
-  lowbit_activation activation;    // LOWBIT_INTEGER only
-  const float* x_scale;            // LOWBIT_STATIC: [num_x_scales], x = (q - zero_point) * x_scale
-  const int32_t* x_zero_point;     // [num_x_scales] in [-128, 127], or NULL: 0
-  int64_t num_x_scales;            // 1 or m
+  lowbit_activation activation;  // LOWBIT_INTEGER only
+  const float* x_scale;          // LOWBIT_STATIC: [num_x_scales], x = (q - zero_point) * x_scale
+  const int32_t* x_zero_point;   // [num_x_scales] in [-128, 127], or NULL: 0
+  int64_t num_x_scales;          // 1 or m
   const lowbit_parallel* parallel;
 } lowbit_gemm_args;
 
@@ -167,19 +167,20 @@ typedef struct lowbit_problem {
 } lowbit_problem;
 
 typedef struct lowbit_kernel_info {
-  const char* name;            // family_compute_recipe_isa_tile
-  const char* isa;             // the level it belongs to
+  const char* name;  // family_compute_recipe_isa_tile
+  const char* isa;   // the level it belongs to
   lowbit_family family;
-  int32_t mr, nr, kr;          // tile: rows of x, rows of W, depth of one step
-  int32_t batch_invariant;     // row i of y does not depend on m or on the other rows
-  int32_t runnable;            // this machine and the current level can run it
+  int32_t mr, nr, kr;       // tile: rows of x, rows of W, depth of one step
+  int32_t batch_invariant;  // row i of y does not depend on m or on the other rows
+  int32_t runnable;         // this machine and the current level can run it
 } lowbit_kernel_info;
 
 LOWBIT_API int32_t lowbit_num_kernels(void);
 LOWBIT_API lowbit_status lowbit_kernel_get(int32_t index, lowbit_kernel_info* info);
 // Visits every kernel of the family, best first: chosen != 0 for the one that runs, else the reason why not.
 LOWBIT_API lowbit_status lowbit_explain(const lowbit_problem* problem,
-                                        void (*visit)(void* context, int32_t kernel, int32_t chosen, const char* reason),
+                                        void (*visit)(void* context, int32_t kernel, int32_t chosen,
+                                                      const char* reason),
                                         void* context);
 
 // CPU levels, worst first: "scalar", "avx2", ... Each runs the kernels of all before it, too.

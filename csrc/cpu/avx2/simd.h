@@ -52,7 +52,9 @@ struct avx2_vectors {
     return _mm256_blendv_ps(_mm256_permutevar8x32_ps(t.low, index), _mm256_permutevar8x32_ps(t.high, index),
                             _mm256_castsi256_ps(_mm256_slli_epi32(dwords, 28 - Shift)));
   }
-  static i32 bytes_of(i32 dwords, int shift) { return _mm256_and_si256(shift_right(dwords, shift), _mm256_set1_epi32(255)); }
+  static i32 bytes_of(i32 dwords, int shift) {
+    return _mm256_and_si256(shift_right(dwords, shift), _mm256_set1_epi32(255));
+  }
   static f32 linear(i32 bytes) { return _mm256_cvtepi32_ps(_mm256_sub_epi32(bytes, _mm256_set1_epi32(128))); }
   // Magnitude bits moved to fp32's place with exponent e0 = 1 more than a denormal's: subtracting 2^e0 leaves denormals
   // exact, the others only need their exponent.
@@ -63,7 +65,8 @@ struct avx2_vectors {
     const i32 denormal = _mm256_cmpeq_epi32(exponent, _mm256_setzero_si256());
     const f32 rebias = _mm256_set1_ps(fp16_scale);  // 2^(15 - bias): the exponent still lacks 2^112
     const f32 one = _mm256_castsi256_ps(_mm256_set1_epi32(113 << 23));
-    const f32 small = _mm256_sub_ps(_mm256_castsi256_ps(_mm256_add_epi32(magnitude, _mm256_set1_epi32(113 << 23))), one);
+    const f32 small =
+        _mm256_sub_ps(_mm256_castsi256_ps(_mm256_add_epi32(magnitude, _mm256_set1_epi32(113 << 23))), one);
     const f32 normal = _mm256_castsi256_ps(_mm256_add_epi32(magnitude, _mm256_set1_epi32(112 << 23)));
     const f32 value = _mm256_mul_ps(_mm256_blendv_ps(normal, small, _mm256_castsi256_ps(denormal)), rebias);
     const i32 sign = _mm256_slli_epi32(_mm256_and_si256(bytes, _mm256_set1_epi32(0x80)), 24);

@@ -15,7 +15,8 @@ inline __mmask16 first_lanes(int64_t count) {
 // 16 values of a float dtype at element `i`, as fp32; lanes outside the mask are zero and are not read.
 inline __m512 load_f32(const void* data, int64_t i, int dtype, __mmask16 mask = 0xffff) {
   switch (dtype) {
-    case LOWBIT_F32: return _mm512_maskz_loadu_ps(mask, static_cast<const float*>(data) + i);
+    case LOWBIT_F32:
+      return _mm512_maskz_loadu_ps(mask, static_cast<const float*>(data) + i);
     case LOWBIT_F16:
       return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(data) + i));
     default:
@@ -35,19 +36,23 @@ inline __m256i f32_to_bf16(__m512 x) {  // nearest even, NaN kept: without AVX51
 
 inline void store_f32(void* data, int64_t i, int dtype, __m512 value, __mmask16 mask = 0xffff) {
   switch (dtype) {
-    case LOWBIT_F32: _mm512_mask_storeu_ps(static_cast<float*>(data) + i, mask, value); break;
+    case LOWBIT_F32:
+      _mm512_mask_storeu_ps(static_cast<float*>(data) + i, mask, value);
+      break;
     case LOWBIT_F16:
       _mm256_mask_storeu_epi16(static_cast<uint16_t*>(data) + i, mask,
                                _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
       break;
-    default: _mm256_mask_storeu_epi16(static_cast<uint16_t*>(data) + i, mask, f32_to_bf16(value));
+    default:
+      _mm256_mask_storeu_epi16(static_cast<uint16_t*>(data) + i, mask, f32_to_bf16(value));
   }
 }
 
 // 16 e4m3 bytes: the magnitude, shifted, is an fp16 of 2^-8 the value. NaN codes never get here.
 inline __m512 minifloat_to_f32(__m128i bytes, int fp16_shift, float fp16_scale) {
   const __m256i words = _mm256_cvtepu8_epi16(bytes);
-  const __m256i magnitude = _mm256_sll_epi16(_mm256_and_si256(words, _mm256_set1_epi16(0x7f)), _mm_cvtsi32_si128(fp16_shift));
+  const __m256i magnitude =
+      _mm256_sll_epi16(_mm256_and_si256(words, _mm256_set1_epi16(0x7f)), _mm_cvtsi32_si128(fp16_shift));
   const __m256i sign = _mm256_slli_epi16(_mm256_and_si256(words, _mm256_set1_epi16(0x80)), 8);
   return _mm512_mul_ps(_mm512_cvtph_ps(_mm256_or_si256(magnitude, sign)), _mm512_set1_ps(fp16_scale));
 }
@@ -57,8 +62,8 @@ inline __m512 load_scales(const packed_view& w, int64_t panel, int64_t group) {
   const int64_t i = (panel * w.shape.groups + group) * panel_rows;
   switch (w.scale_dtype) {
     case LOWBIT_E8M0: {
-      const __m512i exponent =
-          _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(static_cast<const uint8_t*>(w.scales) + i)));
+      const __m512i exponent = _mm512_cvtepu8_epi32(
+          _mm_loadu_si128(reinterpret_cast<const __m128i*>(static_cast<const uint8_t*>(w.scales) + i)));
       const __mmask16 zero = _mm512_testn_epi32_mask(exponent, exponent);  // 2^-127 is denormal
       return _mm512_castsi512_ps(
           _mm512_mask_mov_epi32(_mm512_slli_epi32(exponent, 23), zero, _mm512_set1_epi32(0x400000)));
@@ -66,7 +71,8 @@ inline __m512 load_scales(const packed_view& w, int64_t panel, int64_t group) {
     case LOWBIT_E4M3:
       return minifloat_to_f32(
           _mm_loadu_si128(reinterpret_cast<const __m128i*>(static_cast<const uint8_t*>(w.scales) + i)), 7, 0x1p8f);
-    default: return load_f32(w.scales, i, w.scale_dtype);
+    default:
+      return load_f32(w.scales, i, w.scale_dtype);
   }
 }
 
@@ -91,7 +97,8 @@ inline void transpose_16x16(__m512i r[16]) {
   }
   for (int j = 0; j < 4; ++j) {  // 4 x 4 blocks of 128-bit lanes
     const __m512i a = _mm512_shuffle_i32x4(r[j], r[4 + j], 0x88), b = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xdd);
-    const __m512i c = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x88), d = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xdd);
+    const __m512i c = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x88),
+                  d = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xdd);
     t[j] = _mm512_shuffle_i32x4(a, c, 0x88);
     t[8 + j] = _mm512_shuffle_i32x4(a, c, 0xdd);
     t[4 + j] = _mm512_shuffle_i32x4(b, d, 0x88);

@@ -73,7 +73,7 @@ struct integer_axis {
   int64_t segments_per_group;
   int64_t segment_steps;  // of a whole segment
   int64_t group_steps;
-  int64_t steps;          // in all
+  int64_t steps;  // in all
 
   explicit integer_axis(const packed_shape& s)
       : groups(s.groups),

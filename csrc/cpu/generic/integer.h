@@ -14,15 +14,16 @@ namespace {
 constexpr int64_t integer_depth = 16;  // steps spread at a time: 16 rows of them are 16 KB
 
 struct quantized_matrix {
-  int8_t* q;            // [rows][steps * 64]
+  int8_t* q;             // [rows][steps * 64]
   int64_t rows, stride;  // the row of ones included
-  float* scale;         // [m]
-  int32_t* zero_point;  // [m]
-  int32_t* sums;        // [m][segments]: sum of q
+  float* scale;          // [m]
+  int32_t* zero_point;   // [m]
+  int32_t* sums;         // [m][segments]: sum of q
 };
 
 template <class V>
-void quantize_into(const gemm_problem& p, const integer_axis& axis, const quantized_matrix& out, int64_t m, float* row) {
+void quantize_into(const gemm_problem& p, const integer_axis& axis, const quantized_matrix& out, int64_t m,
+                   float* row) {
   const int64_t k = p.w.shape.k;
   int8_t* q = out.q + m * out.stride;
   const row_quantization given = p.activation == LOWBIT_STATIC ? p.given_quantization(m) : row_quantization{};
@@ -168,8 +169,8 @@ lowbit_status integer_panels(const gemm_problem& p, const integer_axis& axis, co
   parallel_for(p.parallel, p.w.shape.panels, [&](int64_t begin, int64_t end) {
     constexpr int64_t block_bytes = panel_rows * integer_depth * chunk;
     uint8_t* codes = static_cast<uint8_t*>(scratch(scratch_slot::panel, static_cast<size_t>(together * block_bytes)));
-    int32_t* exact = static_cast<int32_t*>(
-        scratch(scratch_slot::sums, static_cast<size_t>(2 * together * sums) * sizeof(int32_t)));
+    int32_t* exact =
+        static_cast<int32_t*>(scratch(scratch_slot::sums, static_cast<size_t>(2 * together * sums) * sizeof(int32_t)));
     if (!codes || !exact) {
       __atomic_store_n(&out_of_memory, true, __ATOMIC_RELAXED);
       return;
@@ -217,7 +218,8 @@ lowbit_status integer(const gemm_problem& p) {
   const int64_t bytes = q_bytes + p.m * 4 * (2 + axis.segments());
   uint8_t* memory = static_cast<uint8_t*>(scratch(scratch_slot::activations, static_cast<size_t>(bytes)));
   if (!memory)
-    return fail(LOWBIT_OUT_OF_MEMORY, "no memory for %lld bytes of quantized activations", static_cast<long long>(bytes));
+    return fail(LOWBIT_OUT_OF_MEMORY, "no memory for %lld bytes of quantized activations",
+                static_cast<long long>(bytes));
   x.q = reinterpret_cast<int8_t*>(memory);
   x.scale = reinterpret_cast<float*>(memory + q_bytes);
   x.zero_point = reinterpret_cast<int32_t*>(x.scale + p.m);

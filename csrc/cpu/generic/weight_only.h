@@ -16,7 +16,7 @@
 namespace lowbit::cpu {
 namespace {
 
-constexpr int64_t depth = 512;  // columns decoded at a time: 16 rows of them are 32 KB
+constexpr int64_t depth = 512;             // columns decoded at a time: 16 rows of them are 32 KB
 constexpr int64_t row_pitch = depth + 16;  // a power of two would make loads wait for stores 4 KB away
 
 // ---- activations ----
@@ -28,9 +28,10 @@ inline void f32_row(const gemm_problem& p, const T* row, float* out) {
     const T* x = chunk_of_row(p.w.shape, row, c, padded);
     for (int byte = 0; byte < 4; ++byte)
       for (int dword = 0; dword < 16; ++dword)
-        out[c * chunk + 16 * byte + dword] = load_as_f32(x, 4 * dword + byte, sizeof(T) == 4             ? LOWBIT_F32
-                                                                              : p.x_dtype == LOWBIT_BF16 ? LOWBIT_BF16
-                                                                                                         : LOWBIT_F16);
+        out[c * chunk + 16 * byte + dword] = load_as_f32(x, 4 * dword + byte,
+                                                         sizeof(T) == 4             ? LOWBIT_F32
+                                                         : p.x_dtype == LOWBIT_BF16 ? LOWBIT_BF16
+                                                                                    : LOWBIT_F16);
   }
 }
 
@@ -121,7 +122,8 @@ class f32_decoder {
       const auto dwords = V::load_bytes(line + 4 * d);
       for (int c = 0; c < 4; ++c) {
         const auto bytes = V::bytes_of(dwords, 8 * c);
-        f(w.format->decode == recipe::linear ? V::linear(bytes) : V::minifloat(bytes, w.format->fp16_shift, w.format->fp16_scale),
+        f(w.format->decode == recipe::linear ? V::linear(bytes)
+                                             : V::minifloat(bytes, w.format->fp16_shift, w.format->fp16_scale),
           16 * c + d);
       }
     }
@@ -132,8 +134,8 @@ class f32_decoder {
 
 // sums[i][j] += x row i . W row j over `columns`, for MR x NR of them.
 template <class V, int MR, int NR>
-inline void dot_tile(const float* x, int64_t x_stride, const float* rows, int64_t row_stride, int64_t columns, float* sums,
-                     int64_t sums_stride) {
+inline void dot_tile(const float* x, int64_t x_stride, const float* rows, int64_t row_stride, int64_t columns,
+                     float* sums, int64_t sums_stride) {
   typename V::f32 partial[MR][NR];
   for (int i = 0; i < MR; ++i)
     for (int j = 0; j < NR; ++j) partial[i][j] = V::zero();
@@ -152,8 +154,8 @@ inline void dot_tile(const float* x, int64_t x_stride, const float* rows, int64_
 
 // MR rows of x by all rows of a block, NR at a time.
 template <class V, int MR, int NR>
-inline void dot_block(const float* x, int64_t x_stride, const float* rows, int64_t row_count, int64_t columns, float* sums,
-                      int64_t sums_stride) {
+inline void dot_block(const float* x, int64_t x_stride, const float* rows, int64_t row_count, int64_t columns,
+                      float* sums, int64_t sums_stride) {
   for (int64_t n = 0; n < row_count; n += NR)
     dot_tile<V, MR, NR>(x, x_stride, rows + n * row_pitch, row_pitch, columns, sums + n, sums_stride);
 }
@@ -164,7 +166,8 @@ inline void dot_rows(int64_t m, const float* x, int64_t x_stride, const float* r
                      float* sums, int64_t sums_stride) {
   int64_t i = 0;
   for (; i + V::mr <= m; i += V::mr)
-    dot_block<V, V::mr, V::nr>(x + i * x_stride, x_stride, rows, row_count, columns, sums + i * sums_stride, sums_stride);
+    dot_block<V, V::mr, V::nr>(x + i * x_stride, x_stride, rows, row_count, columns, sums + i * sums_stride,
+                               sums_stride);
   for (; i + V::mr / 2 <= m && V::mr / 2 > 1; i += V::mr / 2)
     dot_block<V, V::mr / 2, V::nr>(x + i * x_stride, x_stride, rows, row_count, columns, sums + i * sums_stride,
                                    sums_stride);
@@ -175,9 +178,11 @@ inline void dot_rows(int64_t m, const float* x, int64_t x_stride, const float* r
 template <class V>
 lowbit_status weight_only_f32(const gemm_problem& p) {
   const packed_shape& s = p.w.shape;
-  float* x = static_cast<float*>(scratch(scratch_slot::activations, static_cast<size_t>(p.m * s.k_packed) * sizeof(float)));
+  float* x =
+      static_cast<float*>(scratch(scratch_slot::activations, static_cast<size_t>(p.m * s.k_packed) * sizeof(float)));
   if (!x)
-    return fail(LOWBIT_OUT_OF_MEMORY, "no memory for %lld activations in fp32", static_cast<long long>(p.m * s.k_packed));
+    return fail(LOWBIT_OUT_OF_MEMORY, "no memory for %lld activations in fp32",
+                static_cast<long long>(p.m * s.k_packed));
   parallel_for(p.m < 8 ? nullptr : p.parallel, p.m, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       if (p.x_dtype == LOWBIT_F32)
@@ -191,7 +196,8 @@ lowbit_status weight_only_f32(const gemm_problem& p) {
   parallel_for(p.parallel, s.panels, [&](int64_t begin, int64_t end) {
     // More panels share a pass over x when there is much of it.
     const int64_t together = p.m >= 4 * V::mr ? V::panels_at_once : 1, width = together * panel_rows;
-    float* block = static_cast<float*>(scratch(scratch_slot::panel, static_cast<size_t>(width * row_pitch) * sizeof(float)));
+    float* block =
+        static_cast<float*>(scratch(scratch_slot::panel, static_cast<size_t>(width * row_pitch) * sizeof(float)));
     float* sums = static_cast<float*>(scratch(scratch_slot::sums, static_cast<size_t>(p.m * width) * sizeof(float)));
     if (!block || !sums) {
       __atomic_store_n(&out_of_memory, true, __ATOMIC_RELAXED);
