@@ -149,6 +149,9 @@ lowbit_status lowbit_gemm(const lowbit_gemm_args* a) {
   if (a->family == LOWBIT_INTEGER) {
     if (!p.w.format->integer())
       return fail(LOWBIT_INVALID_VALUE, "%s weights have no integer product: only int4 and int8 do", p.w.format->name);
+    if (p.activation < LOWBIT_DYNAMIC_SYMMETRIC || p.activation > LOWBIT_STATIC)
+      return fail(LOWBIT_INVALID_VALUE, "activation %d: dynamic symmetric, dynamic asymmetric or static (0 to 2)",
+                  p.activation);
     if (p.activation == LOWBIT_STATIC)
       if (const lowbit_status status = check_static_scales(p)) return status;
   }

@@ -1,0 +1,200 @@
+// The packed layout: its index functions, and that packing loses nothing.
+#include "layout/packed.h"
+
+#include <algorithm>
+
+#include "support.h"
+
+namespace {
+
+constexpr const char* all_formats[] = {"int4",  "int8",  "fp8_e4m3", "fp8_e5m2", "fp4_e2m1",
+                                       "mxfp4", "mxfp8", "nvfp4",    "nf4"};
+
+// Shapes around panels of 16 rows and lines of 64 and 128 columns, by every kind of group.
+template <class Visit>
+void for_each_shape(const Visit& visit) {
+  for (const int64_t n : {1, 7, 15, 16, 17, 33})
+    for (const int64_t k : {1, 2, 63, 64, 65, 127, 128, 129, 200, 517})
+      for (const int64_t group_k : {int64_t{1}, int64_t{7}, int64_t{16}, int64_t{24}, int64_t{32}, int64_t{48},
+                                    int64_t{64}, int64_t{100}, int64_t{128}, k, k + 300})
+        visit(n, k, group_k);
+}
+
+weight_options options_of(const char* format, int64_t n, int64_t k, int64_t group_k, int turn) {
+  const lowbit::format_row& f = lowbit::format_at(lowbit::find_format(format));
+  weight_options o{format, n, f.block_k ? lowbit::round_up(k, f.block_k) : k};
+  const int64_t group_n[] = {1, 3, 16, 128};
+  const lowbit_dtype scale_dtypes[] = {LOWBIT_F32, LOWBIT_F16, LOWBIT_BF16};
+  o.group_n = group_n[turn % 4];
+  o.group_k = group_k;
+  o.scale_dtype = scale_dtypes[turn % 3];
+  o.zero_point = turn % 5 < 2;
+  return o;
+}
+
+}  // namespace
+
+TEST(indices_are_a_bijection) {
+  for (const int bits : {4, 8}) {
+    for_each_shape([&](int64_t n, int64_t k, int64_t group_k) {
+      const auto s = lowbit::packed_shape::of(n, k, 1, group_k, bits);
+      CHECK(s.k_packed == s.blocks * s.block_k && s.panels * 16 >= n && (s.panels - 1) * 16 < n);
+      // one count for each nibble or byte of the panels
+      std::vector<uint8_t> used(static_cast<size_t>(s.code_bytes() * 2));
+      for (int64_t row = 0; row < n; ++row) {
+        for (int64_t j = 0; j < k; ++j) {
+          const int64_t column = s.column(j), at = s.code_offset(row, column);
+          CHECK(column >= 0 && column < s.k_packed && at >= 0 && at < s.code_bytes(),
+                "column %lld of %lld x %lld by %lld", static_cast<long long>(j), static_cast<long long>(n),
+                static_cast<long long>(k), static_cast<long long>(group_k));
+          CHECK_EQ(s.group_of_column(column), j / group_k);
+          ++used[static_cast<size_t>(2 * at + s.high_nibble(column))];
+          if (s.k_in_order()) CHECK_EQ(column, j);
+          CHECK_EQ(column / s.unit * s.unit / s.span, (column / s.unit * s.unit + s.unit - 1) / s.span);
+        }
+      }
+      CHECK_EQ(std::count(used.begin(), used.end(), 1), n * k);
+      CHECK_EQ(std::count(used.begin(), used.end(), 0), s.code_bytes() * 2 - n * k);
+      std::vector<uint8_t> scales(static_cast<size_t>(s.num_scales()));
+      for (int64_t row = 0; row < n; ++row)
+        for (int64_t g = 0; g < s.groups; ++g) ++scales[static_cast<size_t>(s.scale_index(row, g))];
+      CHECK_EQ(std::count(scales.begin(), scales.end(), 1), n * s.groups);
+    });
+  }
+}
+
+TEST(packed_codes_lie_where_the_picture_says) {
+  random_source random(3);
+  for (const char* format : {"int4", "int8"}) {
+    const canonical_weight w = random_weight({format, 33, 300, 1, 128, LOWBIT_F32, false}, random);
+    const exact_bytes packed = w.pack();
+    const int64_t per_line = w.format().bits == 4 ? 128 : 64, lines = 384 / per_line;
+    for (int64_t row = 0; row < 33; ++row) {
+      for (int64_t j = 0; j < 300; ++j) {
+        const uint8_t byte = packed.bytes()[256 + ((row / 16 * lines + j / per_line) * 16 + row % 16) * 64 + j % 64];
+        const unsigned code = w.format().bits == 8 ? byte ^ 0x80u : j % 128 < 64 ? byte & 15u : byte >> 4;
+        CHECK(code == w.code(row, j), "%s [%lld, %lld]", format, static_cast<long long>(row),
+              static_cast<long long>(j));
+      }
+    }
+  }
+}
+
+TEST(unpacking_inverts_packing) {
+  random_source random(4);
+  int turn = 0;
+  for (const char* format : all_formats) {
+    for_each_shape([&](int64_t n, int64_t k, int64_t group_k) {
+      if (++turn % (sanitized ? 20 : 2)) return;
+      canonical_weight w = random_weight(options_of(format, n, k, group_k, turn), random);
+      thread_pool threads(turn % 3 + 1);
+      const exact_bytes packed = w.pack(&threads.parallel);
+      exact_bytes codes(w.codes.size()), scales(w.scales.size()), zeros(w.zero_points.size());
+      CHECK_EQ(
+          lowbit_unpack(packed.data(), packed.size(), codes.data(), scales.data(),
+                        w.zero_points.empty() ? nullptr : reinterpret_cast<int8_t*>(zeros.data()), &threads.parallel),
+          LOWBIT_OK);
+      if (w.format().bits == 4 && w.k() % 2)  // what lies beyond the row's end is no code
+        for (int64_t i = 0; i < n; ++i) w.codes[static_cast<size_t>((i + 1) * w.row_bytes() - 1)] &= 15;
+      const bool equal = !std::memcmp(codes.data(), w.codes.data(), w.codes.size()) &&
+                         !std::memcmp(scales.data(), w.scales.data(), w.scales.size()) &&
+                         (w.zero_points.empty() || !std::memcmp(zeros.data(), w.zero_points.data(), zeros.size()));
+      CHECK(equal, "%s %lld x %lld, group %lld", format, static_cast<long long>(n), static_cast<long long>(w.k()),
+            static_cast<long long>(group_k));
+      lowbit_weight d;
+      CHECK_EQ(lowbit_packed_describe(packed.data(), packed.size(), &d), LOWBIT_OK);
+      CHECK(d.format == w.description.format && d.n == n && d.k == w.k() && d.group_n == w.description.group_n &&
+            d.group_k == w.description.group_k && d.scale_dtype == w.description.scale_dtype &&
+            d.global_scale == w.description.global_scale && !d.zero_points == w.zero_points.empty() && !d.codes);
+    });
+  }
+}
+
+TEST(dequantizing_is_the_definition_packed_or_not) {
+  random_source random(5);
+  int turn = 0;
+  for (const char* format : all_formats) {
+    for_each_shape([&](int64_t n, int64_t k, int64_t group_k) {
+      if (++turn % (sanitized ? 23 : 5)) return;
+      const canonical_weight w = random_weight(options_of(format, n, k, group_k, turn), random);
+      const exact_bytes packed = w.pack();
+      for (const lowbit_dtype dtype : {LOWBIT_F32, LOWBIT_F16, LOWBIT_BF16}) {
+        const size_t bytes = static_cast<size_t>(n * w.k() * lowbit::dtype_bytes(dtype));
+        exact_bytes direct(bytes), from_packed(bytes);
+        thread_pool threads(2);
+        CHECK_EQ(lowbit_dequantize(&w.description, direct.data(), dtype, &threads.parallel), LOWBIT_OK);
+        CHECK_EQ(lowbit_dequantize_packed(packed.data(), packed.size(), from_packed.data(), dtype, nullptr), LOWBIT_OK);
+        CHECK(!std::memcmp(direct.data(), from_packed.data(), bytes), "%s to %s", format, lowbit::dtype_name(dtype));
+        for (int64_t i = 0; i < n; ++i) {
+          for (int64_t j = 0; j < w.k(); ++j) {
+            const float once = static_cast<float>(w.value(i, j)) * w.description.global_scale;
+            float wanted;
+            lowbit::store_from_f32(&wanted, 0, dtype, once);
+            wanted = lowbit::load_as_f32(&wanted, 0, dtype);
+            const float got = lowbit::load_as_f32(direct.data(), i * w.k() + j, dtype);
+            CHECK(got == wanted, "%s [%lld, %lld] is %.9g, not %.9g", format, static_cast<long long>(i),
+                  static_cast<long long>(j), static_cast<double>(got), static_cast<double>(wanted));
+          }
+        }
+      }
+    });
+  }
+}
+
+// Integer formats by rounding in double; the others by their encoder, which formats_test checks.
+TEST(encoding_a_matrix_encodes_each_element) {
+  random_source random(6);
+  int turn = 0;
+  for (const char* format : all_formats) {
+    for_each_shape([&](int64_t n, int64_t k, int64_t group_k) {
+      if (++turn % (sanitized ? 29 : 7)) return;
+      const lowbit_dtype dtypes[] = {LOWBIT_F32, LOWBIT_F16, LOWBIT_BF16};
+      const lowbit_dtype w_dtype = dtypes[turn % 3], divisor_dtype = dtypes[turn / 3 % 3];
+      const canonical_weight w = random_weight(options_of(format, n, k, group_k, turn), random);
+      const lowbit::format_row& f = w.format();
+      k = w.k();
+      std::vector<float> values(static_cast<size_t>(n * k)), divisors(static_cast<size_t>(w.num_scales()));
+      for (float& v : values) v = random.uniform(-1, 1);
+      for (float& v : divisors) v = random.uniform(0.05f, 0.2f) / (f.bits == 8 ? 16.0f : 1.0f);
+      const exact_bytes x = numbers(values, w_dtype), d = numbers(divisors, divisor_dtype);
+      exact_bytes codes(w.codes.size());
+      const lowbit_encode_args a{w.description.format,
+                                 n,
+                                 k,
+                                 w.description.group_n,
+                                 w.description.group_k,
+                                 x.data(),
+                                 w_dtype,
+                                 d.data(),
+                                 divisor_dtype,
+                                 w.description.zero_points,
+                                 codes.data()};
+      thread_pool threads(turn % 2 + 1);
+      CHECK_EQ(lowbit_encode(&a, &threads.parallel), LOWBIT_OK);
+      const lowbit::encoder nearest(f);
+      const lowbit_dtype wider = w_dtype == divisor_dtype ? w_dtype : LOWBIT_F32;
+      const auto round = [&](float v) {
+        float out;
+        lowbit::store_from_f32(&out, 0, wider, v);
+        return lowbit::load_as_f32(&out, 0, wider);
+      };
+      canonical_weight got = w;
+      std::memcpy(got.codes.data(), codes.data(), codes.size());
+      for (int64_t i = 0; i < n; ++i) {
+        for (int64_t j = 0; j < k; ++j) {
+          float v = round(lowbit::load_as_f32(x.data(), i * k + j, w_dtype) /
+                          lowbit::load_as_f32(d.data(), w.scale_index(i, j), divisor_dtype));
+          if (w.zero_point(i, j)) v = round(v + static_cast<float>(w.zero_point(i, j)));
+          unsigned wanted = nearest(v);
+          if (f.integer()) {
+            const double low = -f.integer_offset, high = f.integer_offset - 1;
+            const int code = static_cast<int>(std::fmin(std::fmax(std::nearbyint(static_cast<double>(v)), low), high));
+            wanted = static_cast<unsigned>(f.bits == 4 ? code + 8 : code & 255);
+          }
+          CHECK(got.code(i, j) == wanted, "%s of %.9g is %u, not %u", format, static_cast<double>(v), got.code(i, j),
+                wanted);
+        }
+      }
+    });
+  }
+}

@@ -1,0 +1,220 @@
+// Every row of the weight_only tables, its shapes made from its own tile, against sums in double from canonical codes.
+#include <algorithm>
+
+#include "kernels.h"
+
+namespace {
+
+// |y - exact| as gemm/contract.h bounds it, then the rounding to y.
+struct bound {
+  double sum;  // relative to sum |x W|
+
+  bound(const lowbit::kernel_row& row, int64_t k, lowbit_dtype x) : sum(static_cast<double>(k + 2) * 0x1p-23) {
+    if (rounds_to_bf16(row)) sum += x == LOWBIT_BF16 ? 0x1p-8 : 0x1.01p-7;  // W, and x too unless it is bf16
+  }
+};
+
+double rounding(int dtype, double y) {
+  const double magnitude = std::fabs(y);
+  switch (dtype) {
+    case LOWBIT_F16:
+      return magnitude * 0x1p-11 + 0x1p-25;
+    case LOWBIT_BF16:
+      return magnitude * 0x1p-8 + 0x1p-133;
+    default:
+      return magnitude * 0x1p-23 + 0x1p-149;
+  }
+}
+
+void check_against_double(const lowbit::kernel_row& row, const canonical_weight& w, const multiplication& c) {
+  const double global = static_cast<double>(w.description.global_scale);
+  const bound allowed(row, w.k(), c.x_dtype);
+  // below fp32's normal range units may flush to zero
+  const double smallest = static_cast<double>(w.k()) * 0x1p-126 * (rounds_to_bf16(row) ? 70000 : 1);
+  std::vector<double> values(static_cast<size_t>(w.k()));
+  for (int64_t n = 0; n < w.n(); ++n) {
+    for (int64_t k = 0; k < w.k(); ++k) values[static_cast<size_t>(k)] = w.value(n, k);
+    for (int64_t m = 0; m < c.m; ++m) {
+      double sum = 0, absolute = 0;
+      for (int64_t k = 0; k < w.k(); ++k) {
+        const double product = c.x_at(m, k) * values[static_cast<size_t>(k)];
+        sum += product;
+        absolute += std::fabs(product);
+      }
+      const double exact = sum * global + c.bias_at(n), got = c.y_at(m, n);
+      const double error = (allowed.sum * absolute + smallest) * global;
+      const double most = error + 0x1p-23 * (std::fabs(exact) + error) + rounding(c.y_dtype, std::fabs(exact) + error);
+      const bool overflows = c.y_dtype == LOWBIT_F16 && std::fabs(exact) + most >= 65504;
+      CHECK((overflows && std::fabs(got) >= 65504 - most) || std::fabs(got - exact) <= most,
+            "%s [%lld, %lld] of %s: %.9g, not %.9g +- %.3g", row.name, static_cast<long long>(m),
+            static_cast<long long>(n), describe(w, c).c_str(), got, exact, most);
+    }
+  }
+}
+
+constexpr const char* all_formats[] = {"int4",  "int8",  "fp8_e4m3", "fp8_e5m2", "fp4_e2m1",
+                                       "mxfp4", "mxfp8", "nvfp4",    "nf4"};
+constexpr lowbit_dtype float_types[] = {LOWBIT_F32, LOWBIT_F16, LOWBIT_BF16};
+
+float value_of(int dtype, float x) {
+  float out;
+  lowbit::store_from_f32(&out, 0, dtype, x);
+  return lowbit::load_as_f32(&out, 0, dtype);
+}
+
+}  // namespace
+
+TEST(products_are_within_the_stated_bound) {
+  for_each_runnable_kernel(LOWBIT_WEIGHT_ONLY, [](const lowbit::kernel_row& row) {
+    random_source random(11);
+    int turn = 0;
+    for (const char* format : all_formats) {
+      if (!takes(row, format)) continue;
+      for_each_tile_shape(row, [&](int64_t m, int64_t n, int64_t k) {
+        ++turn;
+        if (sanitized && turn % 9) return;
+        const canonical_weight w = random_weight(options_of(format, n, k, random), random);
+        multiplication c(w, m, random_float_dtype(row, random), random);
+        CHECK_EQ(c.run(row), LOWBIT_OK);
+        check_against_double(row, w, c);
+        c.check_gaps(row);
+      });
+    }
+  });
+}
+
+// One row of x picks one column of W: the decoded weight itself comes out, for every code under every kind of scale.
+TEST(one_hot_activations_give_decoded_weights) {
+  for_each_runnable_kernel(LOWBIT_WEIGHT_ONLY, [](const lowbit::kernel_row& row) {
+    random_source random(12);
+    for (const char* format : all_formats) {
+      if (!takes(row, format)) continue;
+      for (const lowbit_dtype x_dtype : float_types) {
+        if (!takes(row, x_dtype)) continue;
+        for (const int64_t group_k : {int64_t{16}, int64_t{32}, int64_t{100}, int64_t{128}, int64_t{1000}}) {
+          const lowbit::format_row& f = lowbit::format_at(lowbit::find_format(format));
+          if (f.block_k && group_k != 128) continue;
+          const int64_t codes = int64_t{1} << f.bits, k = f.block_k ? 192 : 197, n = codes + 3;
+          weight_options o{format, n, k, 1, group_k, LOWBIT_F32, group_k % 3 == 1};
+          canonical_weight w = random_weight(o, random);
+          for (int64_t i = 0; i < n; ++i)
+            for (int64_t j = 0; j < k; ++j)
+              if (std::isfinite(f.values[(i + j) % codes])) w.set_code(i, j, static_cast<unsigned>((i + j) % codes));
+          multiplication c(w, k, x_dtype, random);
+          c.x_stride = k;
+          c.y_dtype = LOWBIT_F32;
+          c.has_bias = false;
+          std::vector<float> x(static_cast<size_t>(k * k));
+          for (int64_t i = 0; i < k; ++i) x[static_cast<size_t>(i * k + i)] = 1;
+          c.set_x(x);
+          CHECK_EQ(c.run(row), LOWBIT_OK);
+          for (int64_t j = 0; j < k; ++j) {
+            for (int64_t i = 0; i < n; ++i) {
+              float wanted = static_cast<float>(w.value(i, j));
+              if (rounds_to_bf16(row)) wanted = value_of(LOWBIT_BF16, wanted);
+              wanted *= w.description.global_scale;
+              CHECK(c.y_at(j, i) == static_cast<double>(wanted), "%s: %s code %u by scale %g is %.9g, not %.9g",
+                    row.name, format, w.code(i, j), static_cast<double>(w.scale(i, j)), c.y_at(j, i),
+                    static_cast<double>(wanted));
+            }
+          }
+        }
+      }
+    }
+  });
+}
+
+TEST(extremes_stay_within_the_bound) {
+  for_each_runnable_kernel(LOWBIT_WEIGHT_ONLY, [](const lowbit::kernel_row& row) {
+    random_source random(13);
+    for (const char* format : all_formats) {
+      if (!takes(row, format)) continue;
+      const int codes = 1 << lowbit::format_at(lowbit::find_format(format)).bits;
+      // the lowest and the largest value, zeros; denormal and huge scales
+      for (int kind = 0; kind < 5; ++kind) {
+        const int64_t n = 19, k = 192, m = 5;
+        weight_options o{format, n, k, 1, 64, LOWBIT_F32, kind == 1};
+        canonical_weight w = random_weight(o, random);
+        const lowbit::format_row& f = w.format();
+        unsigned low = 0, high = 0, zero = 0;
+        for (int i = 0; i < codes; ++i) {
+          const unsigned code = static_cast<unsigned>(i);
+          if (!std::isfinite(f.values[i])) continue;
+          if (f.values[i] < f.values[low] || !std::isfinite(f.values[low])) low = code;
+          if (f.values[i] > f.values[high]) high = code;
+          if (f.values[i] == 0) zero = code;
+        }
+        for (int64_t i = 0; i < n && kind < 3; ++i)
+          for (int64_t j = 0; j < k; ++j) w.set_code(i, j, kind == 0 ? low : kind == 1 ? high : zero);
+        for (int64_t i = 0; i < w.num_scales(); ++i) {
+          if (w.description.scale_dtype == LOWBIT_E8M0)
+            w.scales[static_cast<size_t>(i)] = kind == 3 ? static_cast<uint8_t>(i % 4) : kind == 4 ? 220 : 127;
+          else if (kind >= 3)
+            w.set_scale(i, kind == 3 ? 0x1p-149f * static_cast<float>(i + 1) : 1e28f);
+        }
+        for (const lowbit_dtype x_dtype : float_types) {
+          if (!takes(row, x_dtype)) continue;
+          multiplication c(w, m, x_dtype, random);
+          c.y_dtype = LOWBIT_F32;
+          std::vector<float> x(static_cast<size_t>((m - 1) * c.x_stride + k));
+          for (size_t i = 0; i < x.size(); ++i)
+            x[i] = i % 7 == 0 ? 0.0f : i % 7 == 1 ? -0.0f : kind < 2 ? -60000.0f : random.uniform(-2, 2);
+          c.set_x(x);
+          CHECK_EQ(c.run(row), LOWBIT_OK);
+          check_against_double(row, w, c);
+        }
+      }
+    }
+  });
+}
+
+// A NaN or inf spoils its own row of y and no other; rows of W with scale 0 or code 0 turn inf into NaN, as products
+// do.
+TEST(nonfinite_activations_stay_in_their_row) {
+  for_each_runnable_kernel(LOWBIT_WEIGHT_ONLY, [](const lowbit::kernel_row& row) {
+    random_source random(14);
+    for (const char* format : {"int4", "int8", "fp8_e4m3", "nf4"}) {
+      for (const lowbit_dtype x_dtype : float_types) {
+        if (!takes(row, format) || !takes(row, x_dtype)) continue;
+        for (const int64_t m : {3, 20, 40}) {
+          const canonical_weight w = random_weight({format, 37, 197, 1, 100, LOWBIT_F32, false}, random);
+          multiplication c(w, m, x_dtype, random);
+          c.y_dtype = LOWBIT_F32;
+          c.has_bias = false;
+          CHECK_EQ(c.run(row), LOWBIT_OK);
+          const exact_bytes before(c.y.data(), c.y.size());
+          for (const int64_t at : {int64_t{0}, int64_t{99}, int64_t{196}}) {
+            for (const float bad : {NAN, INFINITY, -INFINITY}) {
+              const exact_bytes kept(c.x.data(), c.x.size());
+              lowbit::store_from_f32(c.x.data(), 2 * c.x_stride + at, x_dtype, bad);
+              CHECK_EQ(c.run(row), LOWBIT_OK);
+              std::memcpy(c.x.data(), kept.data(), kept.size());
+              for (int64_t i = 0; i < m; ++i) {
+                for (int64_t n = 0; n < 37; ++n) {
+                  const double got = c.y_at(i, n);
+                  const bool right = i != 2 ? c.same_bits(before, i, n)
+                                     : std::isnan(bad) || w.value(n, at) == 0
+                                         ? std::isnan(got)
+                                         : got == static_cast<double>(bad) * (w.value(n, at) < 0 ? -1 : 1);
+                  CHECK(right, "%s, %s: y[%lld, %lld] is %g after x[2, %lld] = %g", row.name, format,
+                        static_cast<long long>(i), static_cast<long long>(n), got, static_cast<long long>(at),
+                        static_cast<double>(bad));
+                }
+              }
+            }
+          }
+        }
+      }
+    }
+  });
+}
+
+TEST(any_number_of_threads_gives_the_same_bits) {
+  check_thread_counts(LOWBIT_WEIGHT_ONLY, {"int4", "fp8_e5m2", "mxfp4"});
+}
+
+TEST(a_row_does_not_depend_on_the_batch) {
+  check_batch_invariance(LOWBIT_WEIGHT_ONLY, {"int4", "int8", "mxfp8", "nvfp4"});
+}
+
+TEST(concurrent_calls_give_the_same_bits) { check_concurrent_calls(LOWBIT_WEIGHT_ONLY, "int4"); }
