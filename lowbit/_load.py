@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from functools import cache
 from pathlib import Path
@@ -20,7 +21,8 @@ def core() -> ModuleType:
     """The pybind11 module ``lowbit._C``.
 
     Raises:
-        ImportError: it is not built, not for this Python, or its shared library is missing or of another build.
+        ImportError: it is not built, not for this Python, its shared library is missing or of another build, or
+            LOWBIT_CPU_ISA names no CPU level.
     """
     try:
         from lowbit import _C
@@ -29,6 +31,9 @@ def core() -> ModuleType:
     built, library = _C.build_info()["version"], _C.version()
     if built != library:
         raise ImportError(f"lowbit's module is version {built} and its liblowbit.so version {library}: {_REBUILD}")
+    wanted, levels = os.environ.get("LOWBIT_CPU_ISA"), [isa["name"] for isa in _C.cpu_isas()]
+    if wanted and wanted not in levels:
+        raise ImportError(f"LOWBIT_CPU_ISA is {wanted!r}: it must be one of {', '.join(levels)}")
     return _C
 
 

@@ -105,7 +105,8 @@ const cpu_isa isas[] = {
 #undef LOWBIT_CPU_ISA
 constexpr int isa_count = static_cast<int>(sizeof isas / sizeof isas[0]);
 
-// The best supported level, no better than LOWBIT_CPU_ISA names. An unknown name is said and ignored by the caller.
+// The best supported level, no better than LOWBIT_CPU_ISA names. The core prints nothing: an
+// unknown name caps nothing, and the Python package refuses to load with one.
 int initial_isa() {
   int cap = isa_count - 1;
   if (const char* wanted = std::getenv("LOWBIT_CPU_ISA"))
@@ -165,7 +166,7 @@ const char* refusal(int isa, const kernel_row& row, const lowbit_problem& proble
   static thread_local char reason[256];
   const format_row& format = format_at(problem.format);
   if (row.family != problem.family) return "another family";
-  if (isa > current_cpu_isa()) {
+  if (isa > current_cpu_isa() || !cpu_isa_supported(isa)) {
     const char* why = cpu_isa_supported(isa) ? "the level in use is capped below it" : "this processor lacks its level";
     std::snprintf(reason, sizeof reason, "%s (%s)", why, isas[isa].name);
     return reason;

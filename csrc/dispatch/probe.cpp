@@ -35,10 +35,12 @@ const probe_row* select_probe(const char* what) {
 #include "dispatch/cpu_isas.inc"
   };
 #undef LOWBIT_CPU_ISA
-  for (int isa = current_cpu_isa(); isa >= 0; --isa)
+  for (int isa = current_cpu_isa(); isa >= 0; --isa) {
+    if (!cpu_isa_supported(isa)) continue;
     for (int i = 0; i < levels[isa].count; ++i)
       if (std::strcmp(levels[isa].rows[i].what, what) == 0 && cpu_has(levels[isa].rows[i].features))
         return &levels[isa].rows[i];
+  }
   return nullptr;
 }
 

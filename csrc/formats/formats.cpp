@@ -4,12 +4,13 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <string_view>
 
 namespace lowbit {
 namespace formats {
 namespace {
 
-constexpr int max_formats = 64;
+constexpr int max_formats = 256;
 format_row table[max_formats];
 int table_size = 0;
 
@@ -18,12 +19,15 @@ constexpr auto values_of = value_table<F>();
 
 template <class F>
 constexpr format_row row_of() {
+  static_assert(std::string_view(F::name).size() < 16, "a packed header has 15 letters for the name");
   return {F::name,       F::bits,         F::decode,         F::block_n,    F::block_k,    F::scale,
           F::zero_point, F::global_scale, F::integer_offset, F::fp16_shift, F::fp16_scale, values_of<F>.data()};
 }
 
 struct added {
-  explicit added(const format_row& row) { table[table_size++] = row; }
+  explicit added(const format_row& row) {
+    if (table_size < max_formats) table[table_size++] = row;
+  }
 };
 
 }  // namespace

@@ -167,7 +167,7 @@ typedef struct lowbit_problem {
 } lowbit_problem;
 
 typedef struct lowbit_kernel_info {
-  const char* name;  // family_compute_recipe_isa_tile
+  const char* name;  // family_compute_isa_tile
   const char* isa;   // the level it belongs to
   lowbit_family family;
   int32_t mr, nr, kr;       // tile: rows of x, rows of W, depth of one step

@@ -15,14 +15,13 @@ struct activation_tiles {
   uint8_t* data;
   int64_t tiles, steps, width;  // width: rows of x in a tile, 16 unless m is smaller
 
-  static activation_tiles of(int64_t m, int64_t steps) {
-    return {nullptr, ceil_div(m, 16), steps, m < 16 ? m : 16};
-  }
+  static activation_tiles of(int64_t m, int64_t steps) { return {nullptr, ceil_div(m, 16), steps, m < 16 ? m : 16}; }
   int64_t step_bytes() const { return 64 * width; }
   int64_t row_bytes() const { return 4 * width; }
   int64_t bytes() const { return tiles * steps * step_bytes(); }
   uint8_t* at(int64_t tile, int64_t step) const {
-    const int64_t run = step / slab_steps, run_steps = steps - run * slab_steps < slab_steps ? steps - run * slab_steps : slab_steps;
+    const int64_t run = step / slab_steps,
+                  run_steps = steps - run * slab_steps < slab_steps ? steps - run * slab_steps : slab_steps;
     return data + (run * slab_steps * tiles + tile * run_steps + step % slab_steps) * step_bytes();
   }
   // Steps from `step` on that lie one after another.
@@ -41,7 +40,8 @@ struct activation_tiles {
   }
 };
 
-// ---- bf16: a chunk of 64 columns is two steps, even columns first (as a 16-bit shift of packed codes leaves them) ----
+// ---- bf16: a chunk of 64 columns is two steps, even columns first (as a 16-bit shift of packed codes leaves them)
+// ----
 
 inline __m512i load_bf16(const uint16_t* x, int dtype) {  // 32 values
   const __m512i bits = _mm512_loadu_si512(x);
@@ -84,72 +84,130 @@ struct quantized_rows {
   int32_t* sums;        // [segment][16 tiles]: sum of q
 };
 
-// Extremes of a row. NaN is looked for apart, since min and max drop it.
+struct row_extremes {
+  float low, high;
+  bool nan;
+};
+
+// The lowest and highest value of a row; NaN is looked for apart, since min and max drop it.
+template <int Dtype>
+inline row_extremes extremes_of(const void* x, int64_t offset, int64_t k) {
+  __m512 low = _mm512_setzero_ps(), high = _mm512_setzero_ps();
+  __mmask16 nan = 0;
+  for (int64_t i = 0; i < k; i += 16) {
+    const __m512 v = load_f32(x, offset + i, Dtype, first_lanes(k - i));
+    nan |= _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    low = _mm512_min_ps(low, v);
+    high = _mm512_max_ps(high, v);
+  }
+  return {_mm512_reduce_min_ps(low), _mm512_reduce_max_ps(high), nan != 0};
+}
+
+// The same for symmetric quantization of 16-bit rows, as +-max|x|: magnitudes order like their bits, NaN above all.
+template <int Dtype>
+inline row_extremes magnitude_of(const void* x, int64_t offset, int64_t k) {
+  const uint16_t* row = static_cast<const uint16_t*>(x) + offset;
+  __m512i largest = _mm512_setzero_si512();
+  int64_t i = 0;
+  for (; i + 32 <= k; i += 32)
+    largest = _mm512_max_epu16(largest, _mm512_and_si512(_mm512_loadu_si512(row + i), _mm512_set1_epi16(0x7fff)));
+  if (i < k)
+    largest = _mm512_max_epu16(
+        largest, _mm512_and_si512(_mm512_maskz_loadu_epi16((1u << (k - i)) - 1, row + i), _mm512_set1_epi16(0x7fff)));
+  const __m512i words =
+      _mm512_max_epu32(_mm512_and_si512(largest, _mm512_set1_epi32(0xffff)), _mm512_srli_epi32(largest, 16));
+  const uint16_t bits = static_cast<uint16_t>(_mm512_reduce_max_epu32(words));
+  const float magnitude = Dtype == LOWBIT_BF16 ? bf16_to_f32(bits) : f16_to_f32(bits);
+  return {-magnitude, magnitude, magnitude != magnitude};
+}
+
+template <int Dtype>
 inline row_quantization quantization_of_row(const gemm_problem& p, int64_t m) {
   row_quantization given{};
   if (p.activation == LOWBIT_STATIC) given = p.given_quantization(m);
-  if (p.x_dtype == LOWBIT_I8) return given;
-  __m512 low = _mm512_setzero_ps(), high = _mm512_setzero_ps();
-  __mmask16 nan = 0;
-  for (int64_t k = 0; k < p.w.shape.k; k += 16) {
-    const __m512 x = load_f32(p.x, m * p.x_stride + k, p.x_dtype, first_lanes(p.w.shape.k - k));
-    nan |= _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-    low = _mm512_min_ps(low, x);
-    high = _mm512_max_ps(high, x);
+  if constexpr (Dtype == LOWBIT_I8) {
+    return given;
+  } else {
+    const int64_t offset = m * p.x_stride, k = p.w.shape.k;
+    const bool by_magnitude = Dtype != LOWBIT_F32 && p.activation == LOWBIT_DYNAMIC_SYMMETRIC;
+    const row_extremes e = by_magnitude ? magnitude_of<Dtype>(p.x, offset, k) : extremes_of<Dtype>(p.x, offset, k);
+    row_quantization r = given;
+    if (p.activation != LOWBIT_STATIC) r = quantization_of(p.activation, e.low, e.high, e.nan);
+    if (e.nan) r.scale = NAN;
+    return r;
   }
-  row_quantization r = given;
-  if (p.activation != LOWBIT_STATIC)
-    r = quantization_of(p.activation, _mm512_reduce_min_ps(low), _mm512_reduce_max_ps(high), nan != 0);
-  if (nan) r.scale = NAN;
-  return r;
 }
 
-inline __m128i quantize_16(__m512 x, __m512 inverse, __m512 zero_point) {
-  __m512 q = _mm512_add_ps(_mm512_roundscale_ps(_mm512_mul_ps(x, inverse), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
-                           zero_point);
-  q = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(q, q, _CMP_ORD_Q), q);
-  q = _mm512_min_ps(_mm512_max_ps(q, _mm512_set1_ps(-128.0f)), _mm512_set1_ps(127.0f));
-  return _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(q));
-}
-
-// 64 columns of a row in one step: zeros past `count`.
-inline __m512i quantize_step(const gemm_problem& p, int64_t offset, int64_t count, __m512 inverse, __m512 zero_point) {
-  if (p.x_dtype == LOWBIT_I8)
-    return _mm512_maskz_loadu_epi8(count >= 64 ? ~0ull : (1ull << count) - 1,
-                                   static_cast<const int8_t*>(p.x) + offset);
-  __m128i q[4];
-  for (int i = 0; i < 4; ++i) {
-    const __mmask16 mask = first_lanes(count - 16 * i);
-    q[i] = _mm_maskz_mov_epi8(mask, quantize_16(load_f32(p.x, offset + 16 * i, p.x_dtype, mask), inverse, zero_point));
+// 64 values of a row. What NaN becomes does not matter: the row's scale is NaN.
+template <int Dtype>
+inline __m512i quantize_64(const void* x, int64_t offset, bool clamp, __m512 inverse, __m512i zero_point) {
+  if constexpr (Dtype == LOWBIT_I8) {
+    return _mm512_loadu_si512(static_cast<const int8_t*>(x) + offset);
+  } else {
+    __m512i q[4];
+    for (int i = 0; i < 4; ++i) {
+      __m512 v = _mm512_mul_ps(load_f32(x, offset + 16 * i, Dtype), inverse);
+      // Given scales may send values past int32; 2^20 is far past int8 already.
+      if (clamp) v = _mm512_min_ps(_mm512_max_ps(v, _mm512_set1_ps(-0x1p20f)), _mm512_set1_ps(0x1p20f));
+      q[i] = _mm512_add_epi32(_mm512_cvtps_epi32(v), zero_point);
+    }
+    // Saturating packs work in 128-bit lanes: dword 4 l + i of their result is lane l of q[i].
+    const __m512i order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+    return _mm512_permutexvar_epi32(order,
+                                    _mm512_packs_epi16(_mm512_packs_epi32(q[0], q[1]), _mm512_packs_epi32(q[2], q[3])));
   }
-  const __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(q[0]), q[1], 1);
-  const __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(q[2]), q[3], 1);
-  return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
 }
 
+// `count` columns of a row in one step: zeros past them.
+template <int Dtype>
+inline __m512i quantize_step(const gemm_problem& p, int64_t offset, int64_t count, __m512 inverse, __m512i zero_point) {
+  const bool clamp = p.activation == LOWBIT_STATIC;
+  if (count == 64) return quantize_64<Dtype>(p.x, offset, clamp, inverse, zero_point);
+  alignas(64) uint8_t padded[64 * 4] = {};
+  constexpr int64_t size = Dtype == LOWBIT_F32 ? 4 : Dtype == LOWBIT_I8 ? 1 : 2;
+  std::memcpy(padded, static_cast<const uint8_t*>(p.x) + offset * size, static_cast<size_t>(count * size));
+  return _mm512_maskz_mov_epi8((1ull << count) - 1, quantize_64<Dtype>(padded, 0, clamp, inverse, zero_point));
+}
+
+template <int Dtype>
 inline void quantize_tile(const gemm_problem& p, const integer_axis& axis, const quantized_rows& out, int64_t tile) {
   const int64_t rows = p.m - tile * 16 < 16 ? p.m - tile * 16 : 16, padded_m = out.tiles.tiles * 16;
-  __m512 inverse[16], zero_point[16];
+  __m512 inverse[16];
+  __m512i zero_point[16];
   for (int64_t i = 0; i < 16; ++i) {
-    const row_quantization r = i < rows ? quantization_of_row(p, tile * 16 + i) : row_quantization{};
+    const row_quantization r = i < rows ? quantization_of_row<Dtype>(p, tile * 16 + i) : row_quantization{};
     out.scale[tile * 16 + i] = r.scale;
     out.zero_point[tile * 16 + i] = r.zero_point;
     inverse[i] = _mm512_set1_ps(r.inverse);
-    zero_point[i] = _mm512_set1_ps(static_cast<float>(r.zero_point));
+    zero_point[i] = _mm512_set1_epi32(r.zero_point);
   }
   for (int64_t segment = 0; segment < axis.segments(); ++segment) {
     __m512i sums = _mm512_setzero_si512();  // (16 rows)
     const int64_t first = axis.first_step(segment), last = first + axis.steps_of(segment);
     for (int64_t step = first; step < last; ++step) {
+      const int64_t column = axis.first_column(step), count = axis.columns_of(step);
       __m512i q[16];
       for (int64_t i = 0; i < 16; ++i)
-        q[i] = i < rows ? quantize_step(p, (tile * 16 + i) * p.x_stride + axis.first_column(step),
-                                        axis.columns_of(step), inverse[i], zero_point[i])
-                        : _mm512_setzero_si512();
+        q[i] = i < rows
+                   ? quantize_step<Dtype>(p, (tile * 16 + i) * p.x_stride + column, count, inverse[i], zero_point[i])
+                   : _mm512_setzero_si512();
       out.tiles.store(tile, step, q);  // q is now its transpose: row i holds 4 columns of all 16 rows
       for (int i = 0; i < 16; ++i) sums = _mm512_dpbusd_epi32(sums, _mm512_set1_epi8(1), q[i]);
     }
     _mm512_storeu_si512(out.sums + segment * padded_m + tile * 16, sums);
+  }
+}
+
+inline void quantize_tile(const gemm_problem& p, const integer_axis& axis, const quantized_rows& out, int64_t tile) {
+  switch (p.x_dtype) {
+    case LOWBIT_F32:
+      return quantize_tile<LOWBIT_F32>(p, axis, out, tile);
+    case LOWBIT_F16:
+      return quantize_tile<LOWBIT_F16>(p, axis, out, tile);
+    case LOWBIT_BF16:
+      return quantize_tile<LOWBIT_BF16>(p, axis, out, tile);
+    default:
+      return quantize_tile<LOWBIT_I8>(p, axis, out, tile);
   }
 }
 
