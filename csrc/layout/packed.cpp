@@ -333,6 +333,8 @@ lowbit_status view_packed(const void* packed, size_t bytes, packed_view* view) {
   w.k = header.k;
   w.group_n = header.group_n;
   w.group_k = header.group_k;
+  if (header.scale_dtype < LOWBIT_F32 || header.scale_dtype > LOWBIT_E4M3)
+    return fail(LOWBIT_INVALID_VALUE, "packed weight has scales of dtype %d: there is none", header.scale_dtype);
   w.scale_dtype = static_cast<lowbit_dtype>(header.scale_dtype);
   static constexpr int8_t some = 0;
   w.zero_points = header.has_zero_points ? &some : nullptr;
