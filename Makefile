@@ -46,7 +46,7 @@ cpp-sanitize: $(VENV)/.tools
 
 # ---- lints ----
 
-CPP_FILES = $(shell git ls-files '*.h' '*.c' '*.cpp')
+CPP_FILES = $(shell find csrc include tests -name '*.h' -o -name '*.c' -o -name '*.cpp')
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .
