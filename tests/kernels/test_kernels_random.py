@@ -125,11 +125,15 @@ def test_nonfinite_activations_stay_in_their_row(level, fmt):
     for m in (3, 40):
         for dtype in FLOATS:
             x = torch.randn(m, 192).to(dtype)
+            others = torch.arange(m) != 1
             clean = lowbit.linear(x, weight)
             for bad in (float("nan"), float("inf")):
                 spoilt = x.clone()
                 spoilt[1, 77] = bad
                 result = lowbit.linear(spoilt, weight)
                 assert not result[1].isfinite().any()
-                others = torch.arange(m) != 1
                 assert torch.equal(result[others], clean[others])
+                if fmt.zero_point:
+                    result = lowbit.linear(spoilt, weight, activation="int8")
+                    assert result[1].isnan().all()
+                    assert torch.equal(result[others], lowbit.linear(x, weight, activation="int8")[others])
