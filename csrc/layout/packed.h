@@ -22,7 +22,8 @@ inline constexpr int64_t panel_rows = 16;
 inline constexpr int64_t line_bytes = 64;
 inline constexpr int64_t chunk = 64;  // codes that kernels decode at a time: a line, or one nibble half of it
 
-LOWBIT_INLINE constexpr int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }  // a >= 0; b may be huge
+// a >= 0, b >= 1, both as large as they like.
+LOWBIT_INLINE constexpr int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 LOWBIT_INLINE constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // The shape of a packed weight, and the index functions that define the layout.
