@@ -40,8 +40,8 @@ class integer_weights {
   void scales(int64_t panel, int64_t segment, segment_scales* out) const {
     const int64_t group = axis.group_of_segment(segment);
     _mm512_store_ps(out->scale, load_scales(w, panel, group));
-    _mm512_store_si512(out->offset, _mm512_add_epi32(load_zero_points(w, panel, group),
-                                                     _mm512_set1_epi32(w.format->integer_offset)));
+    _mm512_store_si512(
+        out->offset, _mm512_add_epi32(load_zero_points(w, panel, group), _mm512_set1_epi32(w.format->integer_offset)));
     if (asymmetric) sum_weights(panel, segment, out);
   }
 
@@ -102,8 +102,8 @@ inline void scale_tile(const gemm_problem& p, bool offset, const quantized_rows&
 
 // Adds steps [first, last) of NT panels, whose A tiles begin at a[i], and MT activation tiles from `tile` on.
 template <int NT, int MT>
-void multiply_integer(bool is_signed, const uint8_t* const a[NT], const activation_tiles& x, int64_t tile, int64_t first,
-                      int64_t last) {
+void multiply_integer(bool is_signed, const uint8_t* const a[NT], const activation_tiles& x, int64_t tile,
+                      int64_t first, int64_t last, lookahead next = {}) {
   for (int64_t step = first; step < last;) {
     const int64_t steps = last - step < x.contiguous(step) ? last - step : x.contiguous(step);
     const uint8_t *weights[NT], *activations[MT];
@@ -111,9 +111,9 @@ void multiply_integer(bool is_signed, const uint8_t* const a[NT], const activati
     for (int j = 0; j < MT; ++j) activations[j] = x.at(tile + j, step);
     // Decoded 4-bit codes are signed; stored bytes are value + 128, unsigned.
     if (is_signed)
-      multiply<dot_s8s8, NT, MT>(weights, 1024, activations, x.step_bytes(), x.row_bytes(), steps);
+      multiply<dot_s8s8, NT, MT>(weights, 1024, activations, x.step_bytes(), x.row_bytes(), steps, next);
     else
-      multiply<dot_u8s8, NT, MT>(weights, 1024, activations, x.step_bytes(), x.row_bytes(), steps);
+      multiply<dot_u8s8, NT, MT>(weights, 1024, activations, x.step_bytes(), x.row_bytes(), steps, next);
     step += steps;
   }
 }
@@ -173,6 +173,7 @@ void multiply_integer_slab(const gemm_problem& p, const integer_axis& axis, cons
   alignas(64) int32_t exact[2 * MT * 256];
   alignas(64) float only_sums[2 * MT * 256];
   if (axis.segments() == 1) sums = only_sums;  // nothing to keep from slab to slab: L1 will do
+  const lookahead next = x.tiles.next_tiles(tile, MT, slab.step, panels[0] / 2, ceil_div(slab.panels, 2));
   for (int64_t i = 0; i < slab.segments; ++i) {
     const int64_t segment = slab.first_segment + i;
     const int64_t segment_first = axis.first_step(segment), segment_last = segment_first + axis.steps_of(segment);
@@ -186,7 +187,7 @@ void multiply_integer_slab(const gemm_problem& p, const integer_axis& axis, cons
       zero_sums<2 * MT>();
     else
       load_sums<2 * MT>(carried);
-    multiply_integer<2, MT>(is_signed, a, x.tiles, tile, first, last);
+    multiply_integer<2, MT>(is_signed, a, x.tiles, tile, first, last, next);
     if (last < segment_last) {
       store_sums<2 * MT>(carried);
       return;
@@ -227,9 +228,9 @@ bool integer_large(const gemm_problem& p, const integer_axis& axis, const quanti
   const int64_t steps_at_once = segment_steps >= slab_steps ? slab_steps : segments_at_once * segment_steps;
   const int64_t tile_bytes = weights.decoded() ? slab_panels * steps_at_once * 1024 : 0;
   const int64_t sums_bytes = slab_panels * slab_tiles * 1024;
-  uint8_t* slab_memory = static_cast<uint8_t*>(
-      scratch(scratch_slot::panel,
-              static_cast<size_t>(tile_bytes) + sizeof(segment_scales) * static_cast<size_t>(slab_panels * segments_at_once)));
+  uint8_t* slab_memory = static_cast<uint8_t*>(scratch(
+      scratch_slot::panel,
+      static_cast<size_t>(tile_bytes) + sizeof(segment_scales) * static_cast<size_t>(slab_panels * segments_at_once)));
   uint8_t* sums_memory = static_cast<uint8_t*>(scratch(scratch_slot::sums, static_cast<size_t>(2 * sums_bytes)));
   if (!slab_memory || !sums_memory) return false;
   segment_scales* scales = reinterpret_cast<segment_scales*>(slab_memory + tile_bytes);
@@ -285,7 +286,8 @@ lowbit_status integer(const gemm_problem& p) {
   bool out_of_memory = false;
   const int64_t together = x.tiles.tiles == 1 ? 4 : 2;
   parallel_for(p.parallel, ceil_div(p.w.shape.panels, together), [&](int64_t begin, int64_t end) {
-    const int64_t first = begin * together, last = end * together < p.w.shape.panels ? end * together : p.w.shape.panels;
+    const int64_t first = begin * together,
+                  last = end * together < p.w.shape.panels ? end * together : p.w.shape.panels;
     if (x.tiles.tiles == 1)
       integer_small<4, 1>(p, axis, x, first, last);
     else if (x.tiles.tiles == 2)

@@ -87,19 +87,30 @@ inline void keep_stores_cheap() {
   tile_store<weight_tile>(nowhere, 64);
 }
 
+// Lines that the next tiles will be read from, asked for into L2 beside the multiplications: so many each step.
+struct lookahead {
+  const uint8_t* data = nullptr;
+  int64_t lines = 0;
+  void step(int64_t s) const {
+    for (int64_t i = s * lines; i < (s + 1) * lines; ++i) _mm_prefetch(data + i * 64, _MM_HINT_T1);
+  }
+};
+
 // Sums of NT panels x MT activation tiles over `steps` steps of 64 bytes.
 //   weights[i]       A tiles of panel i: step s at + s * weight_stride, 16 rows of 64 bytes
 //   activations[j]   B tiles of activation tile j: step s at + s * activation_stride, 16 rows of `row_bytes`
 template <class Dot, int NT, int MT>
 inline void multiply(const uint8_t* const weights[NT], int64_t weight_stride, const uint8_t* const activations[MT],
-                     int64_t activation_stride, int64_t row_bytes, int64_t steps) {
+                     int64_t activation_stride, int64_t row_bytes, int64_t steps, lookahead next = {}) {
   for (int64_t s = 0; s < steps; ++s) {
+    next.step(s);
     if (s % store_interval == store_interval - 1) keep_stores_cheap();
     for_tiles<NT>([&](auto i) {
       constexpr int a = weight_tile + i.value % 2;
       tile_load<a>(weights[i.value] + s * weight_stride, 64);
       for_tiles<MT>([&](auto j) {
-        if constexpr (i.value == 0) tile_load<activation_tile + j.value>(activations[j.value] + s * activation_stride, row_bytes);
+        if constexpr (i.value == 0)
+          tile_load<activation_tile + j.value>(activations[j.value] + s * activation_stride, row_bytes);
         Dot::template step<i.value * MT + j.value, a, activation_tile + j.value>();
       });
     });
