@@ -169,6 +169,9 @@ lowbit_status lowbit_quantize_rows(const void* x, lowbit_dtype dtype, int64_t m,
                                    const lowbit_parallel* parallel) {
   if (!is_float_dtype(dtype))
     return fail(LOWBIT_INVALID_TYPE, "x is %s: float32, float16 or bfloat16", dtype_name(dtype));
+  if (m < 0 || k < 1 || (m > 1 && stride < k))
+    return fail(LOWBIT_INVALID_VALUE, "x is %lld x %lld with rows %lld elements apart: m >= 0, k >= 1, stride >= k",
+                static_cast<long long>(m), static_cast<long long>(k), static_cast<long long>(stride));
   if (activation != LOWBIT_DYNAMIC_SYMMETRIC && activation != LOWBIT_DYNAMIC_ASYMMETRIC)
     return fail(LOWBIT_INVALID_VALUE, "activation %d: rows are quantized dynamically, symmetric or not", activation);
   parallel_for(parallel, m, [&](int64_t begin, int64_t end) {

@@ -39,11 +39,12 @@ void divide(const void* w, int w_dtype, int64_t offset, int64_t count, float div
     for (int64_t i = 0; i < count; ++i) out[i] = round_to(out[i] + zero, Dtype);
 }
 
-// Nearest integer in [low, high], ties to even; NaN becomes low + ... a code, whichever: the caller refuses NaN.
+// Nearest integer in [low, high], ties to even; NaN becomes 0.
 void round_to_integers(const float* in, int64_t count, float low, float high, float offset, uint8_t* codes) {
   constexpr float magic = 12582912.0f;  // 1.5 * 2^23: adding it leaves the rounded integer in the low bits
   for (int64_t i = 0; i < count; ++i) {
-    float x = in[i] > low ? in[i] : low;
+    float x = in[i] == in[i] ? in[i] : 0.0f;
+    x = x > low ? x : low;
     x = x < high ? x : high;
     codes[i] = static_cast<uint8_t>(std::bit_cast<uint32_t>(x + magic) + static_cast<uint32_t>(offset));
   }

@@ -103,7 +103,8 @@ LOWBIT_API lowbit_status lowbit_dequantize_packed(const void* packed, size_t byt
 LOWBIT_API lowbit_status lowbit_dequantize(const lowbit_weight* weight, void* out, lowbit_dtype dtype,
                                            const lowbit_parallel* parallel);
 
-// codes[i][j] = the code whose value is nearest to w / divisor + zero_point, ties to the even code, saturating.
+// codes[i][j] = the code whose value is nearest to w / divisor + zero_point, ties to the even code, saturating;
+// a NaN quotient becomes the code of 0.
 // The quotient is rounded to the wider of the two dtypes first, as torch would. zero_points may be NULL.
 typedef struct lowbit_encode_args {
   lowbit_format format;
