@@ -134,8 +134,8 @@ class bf16_decoder {
       low = _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm512_castsi512_si256(offset)));
       high = _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64(offset, 1)));
     } else {
-      const __m512i magnitude = _mm512_sll_epi16(_mm512_and_si512(words, _mm512_set1_epi16(0x7f)),
-                                                 _mm_cvtsi32_si128(w.format->fp16_shift));
+      const __m512i magnitude =
+          _mm512_sll_epi16(_mm512_and_si512(words, _mm512_set1_epi16(0x7f)), _mm_cvtsi32_si128(w.format->fp16_shift));
       const __m512i sign = _mm512_slli_epi16(_mm512_and_si512(words, _mm512_set1_epi16(0x80)), 8);
       const __m512i halves = _mm512_or_si512(magnitude, sign);
       const __m512 factor = _mm512_set1_ps(w.format->fp16_scale);
@@ -178,6 +178,7 @@ inline void decode_int4_step(const packed_view& w, const integer_axis& axis, int
   const uint8_t* lines = w.codes + s.code_offset(panel * panel_rows, column);
   for (int r = 0; r < panel_rows; ++r) {
     __m512i codes = _mm512_maskz_loadu_epi8(keep, lines + r * line_bytes);
+    _mm_prefetch(lines + r * line_bytes + prefetch_bytes, _MM_HINT_T0);
     if (high) codes = _mm512_srli_epi16(codes, 4);
     codes = _mm512_and_si512(codes, _mm512_set1_epi8(15));
     codes = _mm512_maskz_sub_epi8(keep, codes, _mm512_set1_epi8(static_cast<int8_t>(offset[r])));
@@ -185,7 +186,8 @@ inline void decode_int4_step(const packed_view& w, const integer_axis& axis, int
   }
 }
 
-// The same of stored bytes (value + 128), for groups narrower than a step: padding becomes 128, value 0.
+// The same of stored bytes (value + 128), for groups narrower than a step: zeros past the group meet activations of
+// zero.
 inline void decode_int8_step(const packed_view& w, const integer_axis& axis, int64_t panel, int64_t step,
                              uint8_t* tile) {
   const packed_shape& s = w.shape;

@@ -118,36 +118,43 @@ void multiply_integer(bool is_signed, const uint8_t* const a[NT], const activati
   }
 }
 
+// A segment is scaled while the next one is multiplied: its sums have left the tiles by then.
 template <int NT, int MT>
 void integer_small(const gemm_problem& p, const integer_axis& axis, const quantized_rows& x, int64_t first,
                    int64_t last) {
   constexpr int64_t most_steps = 4;  // decoded at a time
-  alignas(64) uint8_t buffer[NT][most_steps * 1024];
-  alignas(64) int32_t exact[NT * MT * 256];
+  alignas(64) uint8_t buffer[2][NT][most_steps * 1024];
+  alignas(64) int32_t exact[2][NT * MT * 256];
   alignas(64) float sums[NT * MT * 256];
-  segment_scales scales[NT];
+  segment_scales scales[2][NT];
   const integer_weights weights(p, axis);
   const bool is_signed = p.w.shape.bits == 4;
   const tile_scope tiles(static_cast<int>(x.tiles.width));
   const uint8_t* a[NT];
+  int turn = 0;  // of the two buffers
 
   for (int64_t panel = first; panel < last; panel += NT) {
+    const auto at = [&](int i) { return panel + i < last ? panel + i : last - 1; };
+    const auto scale_segment = [&](int64_t segment) {
+      for (int i = 0; i < NT; ++i)
+        for (int j = 0; j < MT; ++j)
+          scale_tile(p, !is_signed, x, segment, j, exact[segment % 2] + (i * MT + j) * 256, sums + (i * MT + j) * 256,
+                     scales[segment % 2][i]);
+    };
     for (int64_t segment = 0; segment < axis.segments(); ++segment) {
       const int64_t begin = axis.first_step(segment), end = begin + axis.steps_of(segment);
-      const auto at = [&](int i) { return panel + i < last ? panel + i : last - 1; };
-      for (int i = 0; i < NT; ++i) weights.scales(at(i), segment, &scales[i]);
+      for (int i = 0; i < NT; ++i) weights.scales(at(i), segment, &scales[segment % 2][i]);
       zero_sums<NT * MT>();
-      for (int64_t step = begin; step < end;) {
+      for (int64_t step = begin; step < end; turn ^= 1) {
         const int64_t steps = weights.decoded() && end - step > most_steps ? most_steps : end - step;
-        for (int i = 0; i < NT; ++i) a[i] = weights.tiles(at(i), step, steps, scales[i], buffer[i]);
+        for (int i = 0; i < NT; ++i) a[i] = weights.tiles(at(i), step, steps, scales[segment % 2][i], buffer[turn][i]);
         multiply_integer<NT, MT>(is_signed, a, x.tiles, 0, step, step + steps);
         step += steps;
       }
-      store_sums<NT * MT>(exact);
-      for (int i = 0; i < NT; ++i)
-        for (int j = 0; j < MT; ++j)
-          scale_tile(p, !is_signed, x, segment, j, exact + (i * MT + j) * 256, sums + (i * MT + j) * 256, scales[i]);
+      store_sums<NT * MT>(exact[segment % 2]);
+      if (segment > 0) scale_segment(segment - 1);
     }
+    scale_segment(axis.segments() - 1);
     for (int i = 0; i < NT && panel + i < last; i += 2)
       for (int j = 0; j < MT; ++j)
         store_outputs(p, sums + (i * MT + j) * 256, sums + ((i + 1) * MT + j) * 256, panel + i, j,

@@ -9,8 +9,8 @@ namespace {
 // Two rows of fp32 as 16-bit floats, element by element side by side: one dword of y for each row of x.
 template <int Dtype>
 inline __m512i pair_16bit(__m512 first, __m512 second) {
-  const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
-                                              21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22,
+                                              6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   __m512i both;
   if constexpr (Dtype == LOWBIT_BF16)
     both = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first));
