@@ -10,15 +10,29 @@ namespace {
 
 // ---- bf16: W[n][k] = bf16((value - zero_point) * scale), even columns of a chunk, then odd ones ----
 
-// Decodes panels block by block. 4-bit codes go through a table of the row's 16 scaled values in bf16, made once for
-// each group: two instructions for 32 weights.
+template <int I>
+struct constant {
+  static constexpr int value = I;
+};
+
+// Decodes packed blocks of 1 KB, a quarter of the rows at a time so that other work fits between. 4-bit codes go
+// through a table of the row's 16 scaled values in bf16, made once for each group: a permutation (and a shift) for 32
+// weights.
 class bf16_decoder {
  public:
   static constexpr int64_t tile_bytes = 1024;
+  static constexpr int pieces = 4;  // of a block
+
+  struct block {
+    const uint8_t* lines;
+    int slot[2];  // where the groups of its chunks are; bytes have one chunk
+  };
 
   void begin(const packed_view& weights) {
     w = weights;
     s = weights.shape;
+    groups_at_once = chunk / s.unit;
+    scale_bytes = dtype_bytes(w.scale_dtype);
     if (s.bits == 4) {
       values = _mm512_loadu_ps(w.format->values);
       // Bit 4 (and 5) of a table index tells which of the groups in 32 words a word belongs to.
@@ -28,106 +42,159 @@ class bf16_decoder {
     }
   }
 
-  // One 1 KB packed block of a panel to its tiles: 4 of 4-bit codes, 2 of bytes.
-  void block(int64_t panel, int64_t b, uint8_t* tiles) {
-    const uint8_t* lines = w.codes + s.block_offset(panel, b);
-    if (s.bits == 4)
-      lut16_block(panel, b, lines, tiles);
-    else
-      byte_block(panel, b, lines, tiles);
+  // Finds or makes what a block needs of its groups. It takes some 70 cycles from the scales to the first lookup: to be
+  // called while the block before, which it leaves valid, still has rows to decode.
+  block prepare(int64_t panel, int64_t b) {
+    const int64_t column = b * s.block_k;
+    const int first = slot_of(panel, column);
+    return {w.codes + s.block_offset(panel, b), {first, s.bits == 4 ? slot_of(panel, column + chunk) : first}};
+  }
+  // Rows [4 q, 4 q + 4) of a block to its tiles: 4 of 4-bit codes, 2 of bytes.
+  void piece(const block& from, int q, uint8_t* tiles) const {
+    with_unit([&](auto unit) {
+      if (s.bits == 8)
+        byte_rows<unit.value>(from, q * rows_of_piece, tiles);
+      else
+        lut16_rows<unit.value>(from, q * rows_of_piece, tiles);
+    });
+  }
+
+  void decode(int64_t panel, int64_t b, uint8_t* tiles) {
+    const block from = prepare(panel, b);
+    for (int q = 0; q < pieces; ++q) piece(from, q, tiles);
   }
 
  private:
+  static constexpr int rows_of_piece = static_cast<int>(panel_rows) / pieces;
+
+  // What a chunk needs: the scales of its 1, 2 or 4 groups, and the tables made of them.
+  struct alignas(64) chunk_groups {
+    uint16_t table[panel_rows * 4 * 16];  // [row][group][code]
+    float scale[4][panel_rows], zero[4][panel_rows];
+  };
+
   packed_view w;
   packed_shape s;
   __m512 values = {};  // of the 16 codes
   __m512i group_bits = {};
-  int64_t table_panel = -1, table_group = -1;
-  alignas(64) uint16_t table[panel_rows][64];  // of one chunk: 32 entries, 64 when groups are 16 wide
-  alignas(64) float scale[4][panel_rows], zero[4][panel_rows] = {};
+  int64_t groups_at_once;  // in a chunk
+  int64_t scale_bytes;
+  int64_t newest_panel = -1, newest_group = -1, newest_begin = 0, newest_end = 0;
+  int newest = 0;
+  chunk_groups slots[4];  // in turns: two of the block being decoded, two of the one prepared
 
-  void load_group(int64_t panel, int64_t group, int slot) {
-    if (group >= s.groups) group = s.groups - 1;  // padding: any finite scale does
-    _mm512_store_ps(scale[slot], load_scales(w, panel, group));
-    if (w.zero_points) _mm512_store_ps(zero[slot], _mm512_cvtepi32_ps(load_zero_points(w, panel, group)));
-  }
-
-  template <bool Zero>
-  __m512 scaled_values(int row, int slot) const {
-    const __m512 v = Zero ? _mm512_sub_ps(values, _mm512_set1_ps(zero[slot][row])) : values;
-    return _mm512_mul_ps(v, _mm512_set1_ps(scale[slot][row]));
-  }
-
-  template <bool Zero>
-  void make_tables() {
-    if (s.unit == 64) {
-      for (int r = 0; r < panel_rows; ++r) {
-        const __m256i entries = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(scaled_values<Zero>(r, 0)));
-        _mm256_store_si256(reinterpret_cast<__m256i*>(table[r]), entries);
-        _mm256_store_si256(reinterpret_cast<__m256i*>(table[r] + 16), entries);
-      }
-      return;
-    }
-    for (int r = 0; r < panel_rows; ++r)
-      for (int i = 0; i < 64 / s.unit; i += 2)
-        _mm512_store_si512(table[r] + 16 * i, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(
-                                                  scaled_values<Zero>(r, i + 1), scaled_values<Zero>(r, i))));
-  }
-
-  // Tables for the chunk that begins at a packed column.
-  void prepare_tables(int64_t panel, int64_t column) {
-    const int64_t group = s.groups == 1 ? 0 : column / s.span;
-    if (s.unit == 64) {
-      if (panel == table_panel && group == table_group) return;
-      table_panel = panel;
-      table_group = group;
-    }
-    for (int i = 0; i < 64 / s.unit; ++i) load_group(panel, group + i, i);
-    if (w.zero_points)
-      make_tables<true>();
+  template <class F>
+  void with_unit(const F& f) const {
+    if (s.unit == 64)
+      f(constant<64>{});
+    else if (s.unit == 32)
+      f(constant<32>{});
     else
-      make_tables<false>();
+      f(constant<16>{});
   }
 
-  template <int Unit, int Shift>
-  __m512i lookup(__m512i line, int row) const {
-    const __m512i* t = reinterpret_cast<const __m512i*>(table[row]);
-    __m512i index = Shift ? _mm512_srli_epi16(line, Shift) : line;
-    if constexpr (Unit == 64) return _mm512_permutexvar_epi16(index, t[0]);  // the table stands twice: bit 4 is free
-    index = _mm512_ternarylogic_epi32(index, _mm512_set1_epi16(15), group_bits, 0xea);  // (index & 15) | group
-    if constexpr (Unit == 32) return _mm512_permutexvar_epi16(index, t[0]);
-    return _mm512_permutex2var_epi16(t[0], index, t[1]);
+  int slot_of(int64_t panel, int64_t column) {
+    if (panel == newest_panel && column >= newest_begin && column < newest_end) return newest;
+    const bool follows = panel == newest_panel && column == newest_end;  // spares a division
+    newest_begin = follows ? column : column / s.span * s.span;
+    newest_end = newest_begin + (s.span > chunk ? s.span : chunk);
+    newest_group = follows ? newest_group + groups_at_once : column / s.span;
+    newest_panel = panel;
+    newest = (newest + 1) % 4;
+    with_unit([&](auto unit) { make_groups<unit.value>(panel, newest_group, slots[newest]); });
+    return newest;
+  }
+
+  // Scales are a second stream, of one line for several blocks.
+  void prefetch_scales(int64_t panel, int64_t group) const {
+    const int64_t i = s.scale_index(panel * panel_rows, group);
+    _mm_prefetch(static_cast<const uint8_t*>(w.scales) + i * scale_bytes + scale_prefetch_bytes, _MM_HINT_T0);
+    if (w.zero_points) _mm_prefetch(w.zero_points + i + scale_prefetch_bytes, _MM_HINT_T0);
   }
 
   template <int Unit>
-  void lut16_lines(int64_t panel, int64_t column, const uint8_t* lines, uint8_t* tiles) {
-    prepare_tables(panel, column);
-    for (int r = 0; r < panel_rows; ++r) {
-      const __m512i line = _mm512_loadu_si512(lines + r * line_bytes);
-      _mm_prefetch(lines + r * line_bytes + prefetch_bytes, _MM_HINT_T0);
-      _mm512_store_si512(tiles + r * 64, lookup<Unit, 0>(line, r));
-      _mm512_store_si512(tiles + tile_bytes + r * 64, lookup<Unit, 8>(line, r));
+  void make_groups(int64_t panel, int64_t first, chunk_groups& out) const {
+    prefetch_scales(panel, first);
+    for (int i = 0; i < chunk / Unit; ++i) {
+      const int64_t group = first + i < s.groups ? first + i : s.groups - 1;  // padding: any finite scale does
+      _mm512_store_ps(out.scale[i], load_scales(w, panel, group));
+      if (w.zero_points || s.bits == 8)
+        _mm512_store_ps(out.zero[i], _mm512_cvtepi32_ps(load_zero_points(w, panel, group)));
     }
-    prepare_tables(panel, column + chunk);
-    for (int r = 0; r < panel_rows; ++r) {
-      const __m512i line = _mm512_loadu_si512(lines + r * line_bytes);
-      _mm512_store_si512(tiles + 2 * tile_bytes + r * 64, lookup<Unit, 4>(line, r));
-      _mm512_store_si512(tiles + 3 * tile_bytes + r * 64, lookup<Unit, 12>(line, r));
+    if (s.bits == 8) return;
+    if (w.zero_points)
+      make_tables<Unit, true>(out);
+    else
+      make_tables<Unit, false>(out);
+  }
+
+  template <bool Zero>
+  static __m512 scaled_values(__m512 v, const chunk_groups& of, int row, int group) {
+    if (Zero) v = _mm512_sub_ps(v, _mm512_set1_ps(of.zero[group][row]));
+    return _mm512_mul_ps(v, _mm512_set1_ps(of.scale[group][row]));
+  }
+
+  template <int Unit, bool Zero>
+  void make_tables(chunk_groups& out) const {
+    constexpr int groups = chunk / Unit;
+    const __m512 v = values;
+    for (int i = 0; i < panel_rows * groups; i += 2) {  // two tables of 16 at a time
+      const __m512 low = scaled_values<Zero>(v, out, i / groups, i % groups);
+      const __m512 high = scaled_values<Zero>(v, out, (i + 1) / groups, (i + 1) % groups);
+      _mm512_store_si512(out.table + 16 * i, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
     }
   }
 
-  void lut16_block(int64_t panel, int64_t b, const uint8_t* lines, uint8_t* tiles) {
-    const int64_t column = b * 128;
-    if (s.unit == 64)
-      lut16_lines<64>(panel, column, lines, tiles);
-    else if (s.unit == 32)
-      lut16_lines<32>(panel, column, lines, tiles);
-    else
-      lut16_lines<16>(panel, column, lines, tiles);
+  // One row's tables: the only one twice, so that a lookup need not clear bit 4 of its index; two; or two and two.
+  struct row_table {
+    __m512i low, high;
+  };
+  template <int Unit>
+  static row_table load_table(const uint16_t* entries) {
+    if constexpr (Unit == 64) {
+      const __m512i t = _mm512_broadcast_i64x4(_mm256_load_si256(reinterpret_cast<const __m256i*>(entries)));
+      return {t, t};
+    }
+    const __m512i* t = reinterpret_cast<const __m512i*>(entries);
+    return {t[0], Unit == 16 ? t[1] : t[0]};
+  }
+
+  template <int Unit>
+  static __m512i lookup(__m512i index, const row_table& t, __m512i group_bits) {
+    if constexpr (Unit == 64) return _mm512_permutexvar_epi16(index, t.low);
+    index = _mm512_ternarylogic_epi32(index, _mm512_set1_epi16(15), group_bits, 0xea);  // (index & 15) | group
+    if constexpr (Unit == 32) return _mm512_permutexvar_epi16(index, t.low);
+    return _mm512_permutex2var_epi16(t.low, index, t.high);
+  }
+
+  template <int Unit>
+  void lut16_rows(const block& from, int first, uint8_t* tiles) const {
+    // Copies: the stores below are of bytes, which may be anything's as the compiler sees it.
+    const uint8_t* line = from.lines + first * line_bytes;
+    constexpr int row_entries = chunk / Unit * 16;
+    const uint16_t* low = slots[from.slot[0]].table + first * row_entries;
+    const uint16_t* high = slots[from.slot[1]].table + first * row_entries;
+    const __m512i bits = group_bits;
+    tiles += first * line_bytes;
+#pragma GCC unroll 4
+    for (int r = 0; r < rows_of_piece; ++r) {
+      const __m512i codes = _mm512_loadu_si512(line + r * line_bytes);
+      _mm_prefetch(line + r * line_bytes + prefetch_bytes, _MM_HINT_T0);
+      const row_table t0 = load_table<Unit>(low + r * row_entries), t1 = load_table<Unit>(high + r * row_entries);
+      const __m512i s0 = lookup<Unit>(codes, t0, bits), s1 = lookup<Unit>(_mm512_srli_epi16(codes, 8), t0, bits);
+      const __m512i s2 = lookup<Unit>(_mm512_srli_epi16(codes, 4), t1, bits);
+      const __m512i s3 = lookup<Unit>(_mm512_srli_epi16(codes, 12), t1, bits);
+      uint8_t* row = tiles + r * line_bytes;
+      _mm512_store_si512(row, s0);
+      _mm512_store_si512(row + tile_bytes, s1);
+      _mm512_store_si512(row + 2 * tile_bytes, s2);
+      _mm512_store_si512(row + 3 * tile_bytes, s3);
+    }
   }
 
   // 32 bytes, zero-extended to words: every second column of 64.
-  __m512i scaled_bytes(__m512i words, int row) const {
+  template <int Unit>
+  __m512i scaled_bytes(__m512i words, const chunk_groups& g, int row) const {
     __m512 low, high;
     if (w.format->decode == recipe::linear) {
       const __m512i offset = _mm512_sub_epi16(words, _mm512_set1_epi16(128));
@@ -142,26 +209,29 @@ class bf16_decoder {
       low = _mm512_mul_ps(_mm512_cvtph_ps(_mm512_castsi512_si256(halves)), factor);
       high = _mm512_mul_ps(_mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1)), factor);
     }
-    low = _mm512_mul_ps(_mm512_sub_ps(low, spread(zero, row, 0)), spread(scale, row, 0));
-    high = _mm512_mul_ps(_mm512_sub_ps(high, spread(zero, row, 1)), spread(scale, row, 1));
+    low = _mm512_mul_ps(_mm512_sub_ps(low, spread<Unit>(g.zero, row, 0)), spread<Unit>(g.scale, row, 0));
+    high = _mm512_mul_ps(_mm512_sub_ps(high, spread<Unit>(g.zero, row, 1)), spread<Unit>(g.scale, row, 1));
     return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
   }
 
   // For 16 words, the lower (0) or upper (1) half of a chunk's 32: they belong to one group, or to two, 8 words each.
-  __m512 spread(const float (*of)[panel_rows], int row, int upper) const {
-    if (s.unit == 64) return _mm512_set1_ps(of[0][row]);
-    if (s.unit == 32) return _mm512_set1_ps(of[upper][row]);
+  template <int Unit>
+  static __m512 spread(const float (*of)[panel_rows], int row, int upper) {
+    if (Unit == 64) return _mm512_set1_ps(of[0][row]);
+    if (Unit == 32) return _mm512_set1_ps(of[upper][row]);
     return _mm512_mask_mov_ps(_mm512_set1_ps(of[2 * upper][row]), 0xff00, _mm512_set1_ps(of[2 * upper + 1][row]));
   }
 
-  void byte_block(int64_t panel, int64_t b, const uint8_t* lines, uint8_t* tiles) {
-    const int64_t group = s.groups == 1 ? 0 : b * chunk / s.span;
-    for (int i = 0; i < 64 / s.unit; ++i) load_group(panel, group + i, i);
-    for (int r = 0; r < panel_rows; ++r) {
-      const __m512i line = _mm512_loadu_si512(lines + r * line_bytes);
-      _mm_prefetch(lines + r * line_bytes + prefetch_bytes, _MM_HINT_T0);
-      _mm512_store_si512(tiles + r * 64, scaled_bytes(_mm512_and_si512(line, _mm512_set1_epi16(0xff)), r));
-      _mm512_store_si512(tiles + tile_bytes + r * 64, scaled_bytes(_mm512_srli_epi16(line, 8), r));
+  template <int Unit>
+  void byte_rows(const block& from, int first, uint8_t* tiles) const {
+    const chunk_groups& g = slots[from.slot[0]];
+    for (int r = first; r < first + rows_of_piece; ++r) {
+      const __m512i codes = _mm512_loadu_si512(from.lines + r * line_bytes);
+      _mm_prefetch(from.lines + r * line_bytes + prefetch_bytes, _MM_HINT_T0);
+      const __m512i even = scaled_bytes<Unit>(_mm512_and_si512(codes, _mm512_set1_epi16(0xff)), g, r);
+      const __m512i odd = scaled_bytes<Unit>(_mm512_srli_epi16(codes, 8), g, r);
+      _mm512_store_si512(tiles + r * 64, even);
+      _mm512_store_si512(tiles + tile_bytes + r * 64, odd);
     }
   }
 };
@@ -178,8 +248,10 @@ inline void decode_int4_step(const packed_view& w, const integer_axis& axis, int
   const uint8_t* lines = w.codes + s.code_offset(panel * panel_rows, column);
   for (int r = 0; r < panel_rows; ++r) {
     __m512i codes = _mm512_maskz_loadu_epi8(keep, lines + r * line_bytes);
-    _mm_prefetch(lines + r * line_bytes + prefetch_bytes, _MM_HINT_T0);
-    if (high) codes = _mm512_srli_epi16(codes, 4);
+    if (high)
+      codes = _mm512_srli_epi16(codes, 4);
+    else
+      _mm_prefetch(lines + r * line_bytes + prefetch_bytes, _MM_HINT_T0);
     codes = _mm512_and_si512(codes, _mm512_set1_epi8(15));
     codes = _mm512_maskz_sub_epi8(keep, codes, _mm512_set1_epi8(static_cast<int8_t>(offset[r])));
     _mm512_store_si512(tile + r * 64, codes);
