@@ -4,8 +4,8 @@
 //   block   V::panels_at_once panels x depth columns, decoded to fp32, in L1 or L2
 //   tile    V::mr rows of x by V::nr rows of W: one vector of partial sums for each pair
 //
-// Sums of one depth are added up lane by lane, the lanes by V::add_sum4, the depths in ascending order: the same for every
-// m, so row i of y does not depend on the rows beside it.
+// Sums of one depth are added up lane by lane, the lanes by V::add_sum4, the depths in ascending order: the same for
+// every m, so row i of y does not depend on the rows beside it.
 //
 // Order inside a chunk of 64 columns: byte c of dword d of a line is column 4 d + c, and a shift by 8 c brings it down,
 // so the decoded order is all c = 0, then all c = 1, ...: position 16 c + d.
