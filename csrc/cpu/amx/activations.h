@@ -35,6 +35,14 @@ struct activation_tiles {
     return {at(tile + count, step) + part * lines * slab_steps * 64, lines};
   }
 
+  // The same tiles in the next run of steps.
+  lookahead next_run(int64_t tile, int64_t count, int64_t step, int64_t part, int64_t parts) const {
+    const int64_t next = (step / slab_steps + 1) * slab_steps;
+    if (next + slab_steps > steps) return {};
+    const int64_t lines = count * 16 / parts;
+    return {at(tile, next) + part * lines * slab_steps * 64, lines};
+  }
+
   // From 64 bytes of K for each of 16 rows: the dword transpose that makes a tile.
   void store(int64_t tile, int64_t step, __m512i rows[16]) const {
     transpose_16x16(rows);

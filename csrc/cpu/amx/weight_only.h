@@ -74,6 +74,7 @@ void weight_only_small(const gemm_problem& p, const activation_tiles& x, int64_t
 struct weight_pair {
   const uint8_t* tiles[2];
   int64_t panel, step, steps;
+  int64_t number, pairs;  // of those that share the sums' memory
 };
 
 // Two panels x MT activation tiles over a slab's steps. `sums` carries them from one slab of K to the next.
@@ -85,7 +86,8 @@ void multiply_pair(const gemm_problem& p, const activation_tiles& x, const weigh
     zero_sums<2 * MT>();
   else
     load_sums<2 * MT>(sums);
-  multiply<dot_bf16, 2, MT>(w.tiles, bf16_decoder::tile_bytes, b, x.step_bytes(), x.row_bytes(), w.steps);
+  multiply<dot_bf16, 2, MT>(w.tiles, bf16_decoder::tile_bytes, b, x.step_bytes(), x.row_bytes(), w.steps,
+                            x.next_run(tile, MT, w.step, w.number, w.pairs));
   if (w.step + w.steps < x.steps) {
     store_sums<2 * MT>(sums);
     return;
@@ -121,7 +123,9 @@ bool weight_only_large(const gemm_problem& p, const activation_tiles& x, int64_t
           for (int i = 0; i < 1 + pair; ++i)
             for (int64_t j = 0; j < blocks; ++j)
               decoder.decode(panel + i, block + j, decoded[i] + j * block_steps * bf16_decoder::tile_bytes);
-          const weight_pair w{{decoded[0], decoded[pair]}, panel, block * block_steps, blocks * block_steps};
+          const weight_pair w{{decoded[0], decoded[pair]}, panel,
+                              block * block_steps,         blocks * block_steps,
+                              (panel - panels) / 2,        ceil_div(last_panel - panels, 2)};
           for (int64_t t = tile; t < last_tile; t += 2, c += 1024) {
             if (t + 1 < last_tile)
               multiply_pair<2>(p, x, w, t, c);
