@@ -6,9 +6,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+# Random shapes: new ones on every run of a developer, who gets the seed to repeat a failure with; the same in CI.
 settings.register_profile(
     "lowbit",
     deadline=None,
+    derandomize=bool(os.environ.get("CI")),
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )

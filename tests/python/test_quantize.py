@@ -144,7 +144,9 @@ def test_any_shape_and_group(n, k, group, fmt, asymmetric, rule, dtype, seed):
     if rule == "absmax":
         error = (decoded - weight.double()).abs()
         slack = 2.0**-7 if dtype == torch.bfloat16 else 2.0**-10
-        assert (error <= reach * step * scales * (1 + slack) + slack * weight.double().abs()).all()
+        # A float16 scale below 2^-14 is denormal: rounded by up to 2^-25, times the largest value.
+        denormal = float(values.abs().max()) * 2.0**-25 if dtype == torch.float16 else 0.0
+        assert (error <= reach * step * scales * (1 + slack) + slack * weight.double().abs() + denormal).all()
 
 
 @pytest.mark.parametrize("preset", PRESETS)
