@@ -12,13 +12,17 @@ struct canonical_weight {
   lowbit_weight w;
 };
 
+void expect_positive(const char* first, int64_t a, const char* second, int64_t b) {
+  if (a >= 1 && b >= 1) return;
+  invalid(std::string(first) + " = " + std::to_string(a) + ", " + second + " = " + std::to_string(b) +
+          ": both must be at least 1");
+}
+
 canonical_weight canonical(const tensor& codes, const tensor& scales, const std::optional<tensor>& zero_points,
                            double global_scale, const std::string& format, int64_t n, int64_t k, int64_t group_n,
                            int64_t group_k) {
-  if (n < 1 || k < 1) invalid("n = " + std::to_string(n) + ", k = " + std::to_string(k) + ": both must be at least 1");
-  if (group_n < 1 || group_k < 1)
-    invalid("group_n = " + std::to_string(group_n) + ", group_k = " + std::to_string(group_k) +
-            ": both must be at least 1");
+  expect_positive("n", n, "k", k);
+  expect_positive("group_n", group_n, "group_k", group_k);
   lowbit_weight w{};
   w.format = format_called(format);
   lowbit_format_info info;
@@ -115,10 +119,8 @@ tensor encode(const tensor& w, const tensor& divisor, const std::optional<tensor
               const std::string& format, int64_t group_n, int64_t group_k) {
   if (w.dim() != 2) invalid("w has shape " + shape_text(w.sizes()) + ": it must have two dimensions");
   const int64_t n = w.sizes()[0], k = w.sizes()[1];
-  if (n < 1 || k < 1) invalid("n = " + std::to_string(n) + ", k = " + std::to_string(k) + ": both must be at least 1");
-  if (group_n < 1 || group_k < 1)
-    invalid("group_n = " + std::to_string(group_n) + ", group_k = " + std::to_string(group_k) +
-            ": both must be at least 1");
+  expect_positive("n", n, "k", k);
+  expect_positive("group_n", group_n, "group_k", group_k);
   lowbit_encode_args args{};
   args.format = format_called(format);
   lowbit_format_info info;

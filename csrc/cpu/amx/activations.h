@@ -27,20 +27,22 @@ struct activation_tiles {
   // Steps from `step` on that lie one after another.
   int64_t contiguous(int64_t step) const { return slab_steps - step % slab_steps; }
 
+  // A share of the run of `count` tiles that begins at `data`.
+  static lookahead part_of_run(const uint8_t* data, int64_t count, int64_t part, int64_t parts) {
+    const int64_t lines = count * 16 / parts;  // a step
+    return {data + part * lines * slab_steps * 64, lines};
+  }
+
   // The `count` tiles after those from `tile` on, in the run of `step`: part number `part` of `parts`. They come from
   // L3 while the tiles before them are multiplied by all panels of a slab (10 to 13 % faster than without).
   lookahead next_tiles(int64_t tile, int64_t count, int64_t step, int64_t part, int64_t parts) const {
-    if (tile + 2 * count > tiles) return {};
-    const int64_t lines = count * 16 / parts;
-    return {at(tile + count, step) + part * lines * slab_steps * 64, lines};
+    return tile + 2 * count <= tiles ? part_of_run(at(tile + count, step), count, part, parts) : lookahead{};
   }
 
   // The same tiles in the next run of steps.
   lookahead next_run(int64_t tile, int64_t count, int64_t step, int64_t part, int64_t parts) const {
     const int64_t next = (step / slab_steps + 1) * slab_steps;
-    if (next + slab_steps > steps) return {};
-    const int64_t lines = count * 16 / parts;
-    return {at(tile, next) + part * lines * slab_steps * 64, lines};
+    return next + slab_steps <= steps ? part_of_run(at(tile, next), count, part, parts) : lookahead{};
   }
 
   // From 64 bytes of K for each of 16 rows: the dword transpose that makes a tile.
@@ -56,8 +58,7 @@ struct activation_tiles {
   }
 };
 
-// ---- bf16: a chunk of 64 columns is two steps, even columns first (as a 16-bit shift of packed codes leaves them)
-// ----
+// ---- bf16: a chunk of 64 columns is two steps, even columns first, as a 16-bit shift of packed codes leaves them ----
 
 inline __m512i load_bf16(const uint16_t* x, int dtype) {  // 32 values
   const __m512i bits = _mm512_loadu_si512(x);

@@ -25,29 +25,6 @@ inline __m512 load_f32(const void* data, int64_t i, int dtype, __mmask16 mask = 
   }
 }
 
-inline __m256i f32_to_bf16(__m512 x) {  // nearest even, NaN kept: without AVX512-BF16
-  const __m512i bits = _mm512_castps_si512(x);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-  const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
-  const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, nan, quiet), 16));
-}
-
-inline void store_f32(void* data, int64_t i, int dtype, __m512 value, __mmask16 mask = 0xffff) {
-  switch (dtype) {
-    case LOWBIT_F32:
-      _mm512_mask_storeu_ps(static_cast<float*>(data) + i, mask, value);
-      break;
-    case LOWBIT_F16:
-      _mm256_mask_storeu_epi16(static_cast<uint16_t*>(data) + i, mask,
-                               _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-      break;
-    default:
-      _mm256_mask_storeu_epi16(static_cast<uint16_t*>(data) + i, mask, f32_to_bf16(value));
-  }
-}
-
 // 16 e4m3 bytes: the magnitude, shifted, is an fp16 of 2^-8 the value. NaN codes never get here.
 inline __m512 minifloat_to_f32(__m128i bytes, int fp16_shift, float fp16_scale) {
   const __m256i words = _mm256_cvtepu8_epi16(bytes);

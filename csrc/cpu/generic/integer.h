@@ -21,9 +21,8 @@ struct quantized_matrix {
   int32_t* sums;         // [m][segments]: sum of q
 };
 
-template <class V>
-void quantize_into(const gemm_problem& p, const integer_axis& axis, const quantized_matrix& out, int64_t m,
-                   float* row) {
+inline void quantize_into(const gemm_problem& p, const integer_axis& axis, const quantized_matrix& out, int64_t m,
+                          float* row) {
   const int64_t k = p.w.shape.k;
   int8_t* q = out.q + m * out.stride;
   const row_quantization given = p.activation == LOWBIT_STATIC ? p.given_quantization(m) : row_quantization{};
@@ -151,7 +150,6 @@ inline void scale_segment(const gemm_problem& p, const integer_axis& axis, const
 }
 
 // The codes of one panel and a run of steps, from row r on.
-template <class V>
 inline code_rows codes_of(const packed_view& w, const integer_axis& axis, bool spread, const uint8_t* block,
                           int64_t panel, int64_t r, int64_t step) {
   if (spread) return {block + r * integer_depth * chunk, integer_depth * chunk, chunk};
@@ -192,7 +190,7 @@ lowbit_status integer_panels(const gemm_problem& p, const integer_axis& axis, co
             for (int64_t i = 0; i < panels; ++i)
               for (int64_t r = 0; r < panel_rows; r += V::nr_integer)
                 dot_rows_integer<V, Bits>(rows, x.q + m * x.stride + step * chunk, x.stride,
-                                          codes_of<V>(p.w, axis, spread, codes + i * block_bytes, panel + i, r, step),
+                                          codes_of(p.w, axis, spread, codes + i * block_bytes, panel + i, r, step),
                                           steps, exact + i * sums + m * panel_rows + r, panel_rows);
           }
         }
@@ -231,7 +229,7 @@ lowbit_status integer(const gemm_problem& p) {
       __atomic_store_n(&out_of_memory, true, __ATOMIC_RELAXED);
       return;
     }
-    for (int64_t m = begin; m < end; ++m) quantize_into<V>(p, axis, x, m, row);
+    for (int64_t m = begin; m < end; ++m) quantize_into(p, axis, x, m, row);
   });
   if (out_of_memory) return fail(LOWBIT_OUT_OF_MEMORY, "no memory for a row of activations");
   if (x.rows > p.m) ones_into(axis, x.q + p.m * x.stride);
