@@ -6,7 +6,7 @@
 // With g = lane / 4, t = lane % 4 the lane holds, of rows g and g + 8 of the tile:
 //
 //   8 bits   16 x 32    word i = byte columns 4 t .. 4 t + 3 (i < 2) or 16 + 4 t .. (i >= 2) of row g + 8 (i % 2):
-//                       register a_i of m16n8k32 as it is
+//                       register a_i of m16n8k32 as it is (int8: two's complement, so that s8 MMAs take it)
 //   4 bits   16 x 64    word j = columns of 16 j + {2 t, 2 t + 1, 2 t + 8, 2 t + 9}. Nibble i < 4 is the low half of
 //                       register a_i of m16n8k16, nibble 4 + i its high half: a_i = (word >> 4 i) & 0x000f000f
 //   2 bits   16 x 128   word j = columns of 32 j ..: crumb 4 b + i is the low half of a_i of the m16n8k16 at 32 j + 16
@@ -16,7 +16,7 @@
 //   tiles    [strip of 64 rows][tile along K][16-row tile 0 .. 3 of the strip][lane][16 bytes]
 //
 // K is padded for each group to a span of whole 16s, so that no MMA of 16 columns mixes groups, and at the end to whole
-// steps of 64 columns (128 for 2 bits). Rows are padded to the strip. Padding holds zero bytes, and scale 0 past n.
+// steps of 128 columns: 128 bytes of 8-bit x, what kernels bring at a time. Rows are padded to the strip. Padding holds zero bytes, and scale 0 past n.
 #pragma once
 
 #include "layout/packed.h"
@@ -26,6 +26,7 @@ namespace lowbit {
 inline constexpr int64_t strip_rows = 64;
 inline constexpr int64_t fragment_rows = 16;
 inline constexpr int64_t fragment_bytes = 512;
+inline constexpr int64_t fragment_step = 128;  // columns: the packed K is a multiple
 
 struct fragment_shape {
   int64_t n, k;
@@ -35,7 +36,7 @@ struct fragment_shape {
   int64_t span;              // packed columns of one group
   int64_t tile_k;            // columns of a tile: 256 / bits
   int64_t tiles;             // along K
-  int64_t k_packed;          // tiles * tile_k
+  int64_t k_packed;          // tiles * tile_k, whole steps
   int64_t strips;
 
   static constexpr fragment_shape of(int64_t n, int64_t k, int64_t group_n, int64_t group_k, int bits) {
@@ -47,9 +48,8 @@ struct fragment_shape {
     s.bits = bits;
     s.groups = ceil_div(k, group_k);
     s.tile_k = 256 / bits;
-    const int64_t step = s.tile_k < 64 ? 64 : s.tile_k;
-    s.span = s.groups == 1 ? round_up(k, step) : round_up(group_k, 16);
-    s.k_packed = round_up(s.groups * s.span, step);
+    s.span = s.groups == 1 ? round_up(k, fragment_step) : round_up(group_k, 16);
+    s.k_packed = round_up(s.groups * s.span, fragment_step);
     s.tiles = s.k_packed / s.tile_k;
     s.strips = ceil_div(n, strip_rows);
     return s;
