@@ -1,0 +1,117 @@
+// From the sums of a strip of W and a block of x to rows of y:
+//
+//   y[m][n] = to_y(fma(sum * row_scale[n], column_scale[m] * global, bias[n]))
+#pragma once
+
+#include "cuda/common/convert.h"
+#include "cuda/sm90/pipeline.h"
+
+namespace lowbit::cuda::sm90 {
+
+struct outputs {
+  void* y;
+  int y_dtype;
+  int64_t y_stride;
+  int m, n;
+  bool whole_stores;  // 16-byte stores fit y's address and stride
+  const void* bias;   // or null
+  int bias_dtype;
+  const void* row_scale;  // of W, [strips][64], or null: 1
+  int row_scale_dtype;
+  const float* column_scale;  // of x, [m] or [1], or null: 1
+  bool one_column_scale;
+  const float* global_scale;  // or null: 1
+};
+
+// Where a thread's sums lie: d[4 j + 2 h + c] is output `row(h)` and row of x `column(j, c)` (wgmma.h).
+struct place {
+  int strip, first_column;
+  LOWBIT_DEVICE place(int w_strip, int x_row) : strip(w_strip), first_column(x_row + lane_index() % 4 * 2) {}
+  LOWBIT_DEVICE int row_in_strip(int h) const { return warp_index() % 4 * 16 + lane_index() / 4 + h * 8; }
+  LOWBIT_DEVICE int row(int h) const { return strip * 64 + row_in_strip(h); }
+  LOWBIT_DEVICE int column(int j, int c) const { return first_column + 8 * j + c; }
+};
+
+LOWBIT_DEVICE float load_float(const void* data, int64_t i, int dtype) {
+  switch (dtype) {
+    case LOWBIT_F32:
+      return global_load<float>(static_cast<const float*>(data) + i);
+    case LOWBIT_F16:
+      return to_float<f16_t>(global_load<uint16_t>(static_cast<const uint16_t*>(data) + i));
+    default:
+      return to_float<bf16_t>(global_load<uint16_t>(static_cast<const uint16_t*>(data) + i));
+  }
+}
+
+LOWBIT_DEVICE uint32_t pack_outputs(float low, float high, int dtype) {
+  return dtype == LOWBIT_F16 ? pack2<f16_t>(low, high) : pack2<bf16_t>(low, high);
+}
+
+// `sum(j, h, c)` is a thread's sum as fp32.
+template <class T, class Sum>
+LOWBIT_DEVICE void store_outputs(const outputs& o, const place& at, uint32_t staging, const Sum& sum) {
+  float row_scale[2], bias[2];
+  LOWBIT_UNROLL
+  for (int h = 0; h < 2; ++h) {
+    const bool inside = at.row(h) < o.n;
+    row_scale[h] = o.row_scale && inside ? load_float(o.row_scale, at.row(h), o.row_scale_dtype) : 1.0f;
+    bias[h] = o.bias && inside ? load_float(o.bias, at.row(h), o.bias_dtype) : 0.0f;
+  }
+  const float global = o.global_scale ? global_load<float>(o.global_scale) : 1.0f;
+  const auto value = [&](int j, int h, int c) {
+    float scale = global;
+    if (o.column_scale && at.column(j, c) < o.m)
+      scale *= global_load<float>(o.column_scale + (o.one_column_scale ? 0 : at.column(j, c)));
+    return __builtin_fmaf(sum(j, h, c) * row_scale[h], scale, bias[h]);
+  };
+
+  if (o.y_dtype == LOWBIT_F32) {  // eight lanes store a full sector of a row of y
+    LOWBIT_UNROLL
+    for (int j = 0; j < T::columns / 8; ++j)
+      LOWBIT_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const int row = at.row(i / 2), column = at.column(j, i % 2);
+        if (row < o.n && column < o.m)
+          global_store<float>(static_cast<float*>(o.y) + column * o.y_stride + row, value(j, i / 2, i % 2));
+      }
+    return;
+  }
+
+  constexpr int chunk_columns = T::columns < 32 ? T::columns : 32;
+  const int thread = thread_index() % warpgroup, lane = lane_index();
+  const int barrier = thread_index() / warpgroup;  // 0 is the CTA's own
+  LOWBIT_UNROLL
+  for (int first = 0; first < T::columns; first += chunk_columns) {
+    // transposed into rows of x: each 8 x 8 block's columns become 16 bytes of a row
+    LOWBIT_UNROLL
+    for (int i = 0; i < chunk_columns / 8; i += 2) {
+      const int j = first / 8 + i;
+      uint32_t r[4];
+      LOWBIT_UNROLL
+      for (int q = 0; q < 4; ++q) r[q] = pack_outputs(value(j + q / 2, q % 2, 0), value(j + q / 2, q % 2, 1), o.y_dtype);
+      const int block = lane / 8;
+      stmatrix_transposed<4>(staging + ((i + block / 2) * 8 + lane % 8) * T::out_pitch +
+                                 (warp_index() % 4 * 16 + block % 2 * 8) * 2,
+                             r);
+    }
+    barrier_sync(barrier, warpgroup);
+    LOWBIT_UNROLL
+    for (int piece = thread; piece < chunk_columns * 8; piece += warpgroup) {
+      const u32x4 v = shared_load<u32x4>(staging + piece / 8 * T::out_pitch + piece % 8 * 16);
+      const int column = at.first_column - lane % 4 * 2 + first + piece / 8, row = at.strip * 64 + piece % 8 * 8;
+      if (column >= o.m) continue;
+      uint16_t* y = static_cast<uint16_t*>(o.y) + column * o.y_stride + row;
+      if (o.whole_stores && row + 8 <= o.n) {
+        global_store<u32x4>(y, v);
+      } else {
+        const uint32_t words[4] = {v.x, v.y, v.z, v.w};
+        LOWBIT_UNROLL
+        for (int i = 0; i < 8; ++i)
+          if (row + i < o.n) global_store<uint16_t>(y + i, static_cast<uint16_t>(words[i / 2] >> i % 2 * 16));
+      }
+    }
+    barrier_sync(barrier, warpgroup);
+  }
+}
+
+}  // namespace lowbit::cuda::sm90
