@@ -11,9 +11,10 @@ struct eight_bit_arguments {
   // integer: x's zero points, as many as column scales, and W's column sums [strips][64]
   const int32_t* x_zero;  // or null: 0
   const int32_t* code_sums;
-  // blocks of K with scales of their own: x_scale[m * x_scale_row + block * x_scale_block], w_scale[strips][blocks][64]
-  int block;  // stages
-  int blocks;
+  // blocks of K with scales of their own: x_scale[m * x_scale_row + block * x_scale_block], w_scale[strips][groups][64]
+  int block;   // stages
+  int groups;  // of W
+  int group;   // stages of one
   const float* x_scale;  // or null: W's alone
   int64_t x_scale_row, x_scale_block;
   const void* w_scale;
@@ -67,7 +68,7 @@ LOWBIT_DEVICE void consume_blocks(const eight_bit_arguments& a, uint32_t shared,
       LOWBIT_UNROLL
       for (int h = 0; h < 2; ++h) {
         const int strip = at.strip < a.in.strips ? at.strip : a.in.strips - 1;
-        const int64_t i = (int64_t{strip} * a.blocks + block) * 64 + at.row_in_strip(h);
+        const int64_t i = (int64_t{strip} * a.groups + block * a.block / a.group) * 64 + at.row_in_strip(h);
         w_scale[h] = load_float(a.w_scale, i, a.w_scale_dtype);
         if (a.x_zero) code_sum[h] = static_cast<int32_t>(global_load<uint32_t>(a.code_sums + i));
       }
