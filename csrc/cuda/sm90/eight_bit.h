@@ -89,9 +89,9 @@ LOWBIT_DEVICE void consume_blocks(const eight_bit_arguments& a, uint32_t shared,
             static_cast<int32_t>(global_load<uint32_t>(a.x_zero + (a.out.one_column_scale ? 0 : at.column(j, c)))) *
             code_sum[h]);
       if (a.x_scale)
-        to[i] = __builtin_fmaf(static_cast<float>(sum), w_scale[h] * x_scale[2 * j + c], to[i]);
+        to[i] = multiply_add(static_cast<float>(sum), w_scale[h] * x_scale[2 * j + c], to[i]);
       else
-        to[i] = a.w_scale ? __builtin_fmaf(static_cast<float>(sum), w_scale[h], to[i]) : to[i] + static_cast<float>(sum);
+        to[i] = a.w_scale ? multiply_add(static_cast<float>(sum), w_scale[h], to[i]) : to[i] + static_cast<float>(sum);
     }
   };
   multiply_blocks<T, Part>(sums, r, a.in.steps, a.block, load_bytes{}, prepare, add);
@@ -105,10 +105,10 @@ void eight_bit_kernel(const LOWBIT_GRID_CONSTANT eight_bit_arguments a) {
   init_barriers<T>(shared);
   const int group = thread_index() / warpgroup;
   if (group == 0) {
-    set_max_registers<40, decrease>();
+    set_max_registers<40, registers::decrease>();
     if (thread_index() == 0) produce<T>(a.in, shared);
   } else {
-    set_max_registers<T::consumers == 1 ? 248 : 232, increase>();
+    set_max_registers<T::consumers == 1 ? 248 : 232, registers::increase>();
     ring<T> r(shared);
     const uint32_t staging = shared + T::out_offset + (group - 1) * T::out_bytes;
     const int rank = T::cluster > 1 ? cluster_rank() : 0;

@@ -1,6 +1,8 @@
 // From a problem to the arguments of a launch.
 #pragma once
 
+#include <cstdio>
+
 #include "cuda/common/launch.h"
 #include "cuda/sm90/model.h"
 #include "cuda/sm90/outputs.h"

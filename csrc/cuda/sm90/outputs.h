@@ -62,7 +62,7 @@ LOWBIT_DEVICE void store_outputs(const outputs& o, const place& at, uint32_t sta
     float scale = global;
     if (o.column_scale && at.column(j, c) < o.m)
       scale *= global_load<float>(o.column_scale + (o.one_column_scale ? 0 : at.column(j, c)));
-    return __builtin_fmaf(sum(j, h, c) * row_scale[h], scale, bias[h]);
+    return multiply_add(sum(j, h, c) * row_scale[h], scale, bias[h]);
   };
 
   if (o.y_dtype == LOWBIT_F32) {  // eight lanes store a full sector of a row of y
