@@ -11,11 +11,11 @@ using fp8_tile = tile<e4m3_t, 1, 8, Consumers, Columns, Stages, Cluster>;
 // The sums of a promoted tile take twice the registers.
 using fast_16 = fp8_tile<1, 16, 16, 1>;
 using fast_64 = fp8_tile<1, 64, 12, 1>;
-using fast_128 = fp8_tile<2, 128, 6, 1>;
+using fast_128 = fp8_tile<2, 128, 6, 2>;
 using fast_256 = fp8_tile<2, 256, 4, 2>;
 using promoted_16 = fast_16;
 using promoted_64 = fast_64;
-using promoted_128 = fp8_tile<2, 128, 6, 2>;
+using promoted_128 = fast_128;
 
 const char* common_refusal(const gemm_problem& p) {
   if (p.x_dtype != LOWBIT_E4M3) return "x is not e4m3";

@@ -10,11 +10,11 @@ using integer_tile = tile<s8_t, 1, 8, Consumers, Columns, Stages, Cluster>;
 
 using whole_16 = integer_tile<1, 16, 16, 1>;
 using whole_64 = integer_tile<1, 64, 12, 1>;
-using whole_128 = integer_tile<2, 128, 6, 1>;
+using whole_128 = integer_tile<2, 128, 6, 2>;
 using whole_256 = integer_tile<2, 256, 4, 2>;
 using grouped_16 = whole_16;
 using grouped_64 = whole_64;
-using grouped_128 = integer_tile<2, 128, 6, 2>;
+using grouped_128 = whole_128;
 
 const char* common_refusal(const gemm_problem& p) {
   if (p.x_dtype != LOWBIT_I8) return "x is not int8";
