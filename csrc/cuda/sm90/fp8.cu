@@ -1,5 +1,5 @@
 // fp8 on sm_90: e4m3 x e4m3, by token and channel or in blocks of 1 x 128 and 128 x 128.
-#include "cuda/sm90/eight_bit.h"
+#include "cuda/sm90/byte_x.h"
 #include "cuda/sm90/host.h"
 
 namespace lowbit::cuda::sm90 {
@@ -23,54 +23,26 @@ const char* common_refusal(const gemm_problem& p) {
   return nullptr;
 }
 
-bool in_blocks(const gemm_problem& p) { return p.x_group != 0 || p.w.shape.groups > 1; }
-
-const char* blocks_refusal(const gemm_problem& p) {
-  if (p.accumulate == accumulation::fast && !in_blocks(p)) return "sums are asked for in the tensor core alone";
-  if (p.w.shape.groups > 1 && p.w.shape.group_k % 128 != 0) return "scales of W change inside 128 columns";
-  if (p.x_group != 0 && p.x_group != 128) return "scales of x are not for 128 columns";
-  return nullptr;
-}
-
 template <class T, bool blocks>
 lowbit_status run(const gemm_problem& p, const device_info& device) {
-  eight_bit_arguments a{};
+  byte_x_arguments a{};
   if (const lowbit_status status = make_operands<T>(p, &a.in)) return status;
-  a.out = make_outputs(p);
-  const fragment_shape& s = p.w.shape;
-  if (s.groups == 1) {
-    a.out.row_scale = p.w.scales();
-    a.out.row_scale_dtype = p.w.scale_dtype;
-  } else {
-    a.w_scale = p.w.scales();
-    a.w_scale_dtype = p.w.scale_dtype;
-  }
-  a.block = 1;
-  a.groups = static_cast<int>(s.groups);
-  a.group = s.groups == 1 ? a.in.steps : static_cast<int>(s.group_k / T::stage_k);
-  if (p.x_group) {
-    a.x_scale = p.x_scale;
-    a.x_scale_row = ceil_div(s.k, p.x_group);
-    a.x_scale_block = 1;
-  } else {
-    a.out.column_scale = p.x_scale;
-    a.out.one_column_scale = p.num_x_scales == 1;
-  }
-  return launch<eight_bit_kernel<T, float, blocks>>(shape_of_launch<T>(a.in, p, device), a);
+  fp8_scales<T>(p, &a);
+  return launch<byte_x_kernel<T, load_bytes, float, blocks>>(shape_of_launch<T>(a.in, p, device), a);
 }
 
 template <class T>
 const char* refuses_fast(const gemm_problem& p, const device_info& device) {
   if (const char* reason = common_refusal(p)) return reason;
   if (p.accumulate == accumulation::promoted) return "sums are to be promoted to fp32 every 128 columns";
-  if (in_blocks(p)) return "scales change along K";
+  if (fp8_in_blocks(p)) return "scales change along K";
   return model_refusal<T, fast_16, fast_64, fast_128, fast_256>(p, device);
 }
 
 template <class T>
 const char* refuses_blocks(const gemm_problem& p, const device_info& device) {
   if (const char* reason = common_refusal(p)) return reason;
-  if (const char* reason = blocks_refusal(p)) return reason;
+  if (const char* reason = fp8_blocks_refusal(p)) return reason;
   return model_refusal<T, promoted_16, promoted_64, promoted_128>(p, device);
 }
 
@@ -78,17 +50,27 @@ int64_t no_workspace(const gemm_problem&, const device_info&) { return 0; }
 
 template <class T, bool blocks>
 constexpr kernel_row row(const char* name) {
-  return {name,       LOWBIT_FP8,           90, 90, bit(recipe::minifloat), bit(LOWBIT_E4M3),
-          T::columns, T::consumers * 64, T::stage_k, true,
-          blocks ? refuses_blocks<T> : refuses_fast<T>, no_workspace, run<T, blocks>};
+  return {name,
+          LOWBIT_FP8,
+          90,
+          90,
+          bit(recipe::minifloat),
+          bit(LOWBIT_E4M3),
+          T::columns,
+          T::consumers * 64,
+          T::stage_k,
+          true,
+          blocks ? refuses_blocks<T> : refuses_fast<T>,
+          no_workspace,
+          run<T, blocks>};
 }
 
 }  // namespace
 
 extern const kernel_row fp8_rows[] = {
-    row<fast_16, false>("fp8_fast_sm90_16x64"),         row<fast_64, false>("fp8_fast_sm90_64x64"),
-    row<fast_128, false>("fp8_fast_sm90_128x128"),      row<fast_256, false>("fp8_fast_sm90_256x128"),
-    row<promoted_16, true>("fp8_promoted_sm90_16x64"),  row<promoted_64, true>("fp8_promoted_sm90_64x64"),
+    row<fast_16, false>("fp8_fast_sm90_16x64"),           row<fast_64, false>("fp8_fast_sm90_64x64"),
+    row<fast_128, false>("fp8_fast_sm90_128x128"),        row<fast_256, false>("fp8_fast_sm90_256x128"),
+    row<promoted_16, true>("fp8_promoted_sm90_16x64"),    row<promoted_64, true>("fp8_promoted_sm90_64x64"),
     row<promoted_128, true>("fp8_promoted_sm90_128x128"),
 };
 extern const int num_fp8_rows = sizeof fp8_rows / sizeof fp8_rows[0];

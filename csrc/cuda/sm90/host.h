@@ -4,8 +4,8 @@
 #include <cstdio>
 
 #include "cuda/common/launch.h"
+#include "cuda/sm90/byte_x.h"
 #include "cuda/sm90/model.h"
-#include "cuda/sm90/outputs.h"
 
 namespace lowbit::cuda::sm90 {
 
@@ -26,6 +26,10 @@ lowbit_status make_operands(const gemm_problem& p, operands* in) {
   in->steps = static_cast<int>(s.k_packed / T::stage_k);
   in->order = {static_cast<int>(ceil_div(s.strips, T::consumers * T::cluster)),
                static_cast<int>(ceil_div(p.m, T::columns))};
+  in->axis = {static_cast<int>(s.span), static_cast<int>(s.groups)};
+  in->scales = static_cast<const uint8_t*>(p.w.scales());
+  in->scale_line = static_cast<int>(64 * dtype_bytes(p.w.scale_dtype));
+  in->zero_points = reinterpret_cast<const uint8_t*>(p.w.zero_points());
   return make_tensor_map(&in->x, T::x_bytes, p.x, s.k, p.m, p.x_stride * T::x_bytes, T::columns / T::cluster);
 }
 
@@ -56,6 +60,44 @@ launch_shape shape_of_launch(const operands& in, const gemm_problem& p, const de
   return shape;
 }
 
+// ---- fp8 ----
+
+inline bool fp8_in_blocks(const gemm_problem& p) { return p.x_group != 0 || p.w.shape.groups > 1; }
+
+inline const char* fp8_blocks_refusal(const gemm_problem& p) {
+  if (p.accumulate == accumulation::fast && !fp8_in_blocks(p)) return "sums are asked for in the tensor core alone";
+  if (p.w.shape.groups > 1 && p.w.shape.group_k % 128 != 0) return "scales of W change inside 128 columns";
+  if (p.x_group != 0 && p.x_group != 128) return "scales of x are not for 128 columns";
+  return nullptr;
+}
+
+template <class T>
+void fp8_scales(const gemm_problem& p, byte_x_arguments* a) {
+  const fragment_shape& s = p.w.shape;
+  a->out = make_outputs(p);
+  a->block = 1;
+  if (s.groups == 1) {
+    a->out.row_scale = p.w.scales();
+    a->out.row_scale_dtype = p.w.scale_dtype;
+    a->group = a->in.steps;
+  } else {
+    a->w_scale = p.w.scales();
+    a->w_scale_dtype = p.w.scale_dtype;
+    a->group = static_cast<int>(s.group_k / T::stage_k);
+  }
+  a->groups = static_cast<int>(s.groups);
+  if (p.x_group) {
+    a->x_scale = p.x_scale;
+    a->x_scale_row = ceil_div(s.k, p.x_group);
+    a->x_scale_block = 1;
+  } else {
+    a->out.column_scale = p.x_scale;
+    a->out.one_column_scale = p.num_x_scales == 1;
+  }
+}
+
+// ---- choice ----
+
 // Is `T` the tile that the model picks among `Tiles`? The reason why not is a sentence of this thread.
 template <class T, class... Tiles>
 const char* model_refusal(const gemm_problem& p, const device_info& device) {
@@ -74,7 +116,8 @@ const char* model_refusal(const gemm_problem& p, const device_info& device) {
   (consider(traits_of<Tiles>()), ...);
   if (best == own) return nullptr;
   static thread_local char reason[160];
-  std::snprintf(reason, sizeof reason, "predicted to take %.0f clocks, the tile of %d x %d %.0f", own, columns, rows, best);
+  std::snprintf(reason, sizeof reason, "predicted to take %.0f clocks, the tile of %d x %d %.0f", own, columns, rows,
+                best);
   return reason;
 }
 

@@ -67,13 +67,12 @@ LOWBIT_DEVICE void store_outputs(const outputs& o, const place& at, uint32_t sta
 
   if (o.y_dtype == LOWBIT_F32) {  // eight lanes store a full sector of a row of y
     LOWBIT_UNROLL
-    for (int j = 0; j < T::columns / 8; ++j)
-      LOWBIT_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const int row = at.row(i / 2), column = at.column(j, i % 2);
-        if (row < o.n && column < o.m)
-          global_store<float>(static_cast<float*>(o.y) + column * o.y_stride + row, value(j, i / 2, i % 2));
-      }
+    for (int j = 0; j < T::columns / 8; ++j) LOWBIT_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const int row = at.row(i / 2), column = at.column(j, i % 2);
+      if (row < o.n && column < o.m)
+        global_store<float>(static_cast<float*>(o.y) + column * o.y_stride + row, value(j, i / 2, i % 2));
+    }
     return;
   }
 
@@ -88,11 +87,11 @@ LOWBIT_DEVICE void store_outputs(const outputs& o, const place& at, uint32_t sta
       const int j = first / 8 + i;
       uint32_t r[4];
       LOWBIT_UNROLL
-      for (int q = 0; q < 4; ++q) r[q] = pack_outputs(value(j + q / 2, q % 2, 0), value(j + q / 2, q % 2, 1), o.y_dtype);
+      for (int q = 0; q < 4; ++q)
+        r[q] = pack_outputs(value(j + q / 2, q % 2, 0), value(j + q / 2, q % 2, 1), o.y_dtype);
       const int block = lane / 8;
-      stmatrix_transposed<4>(staging + ((i + block / 2) * 8 + lane % 8) * T::out_pitch +
-                                 (warp_index() % 4 * 16 + block % 2 * 8) * 2,
-                             r);
+      stmatrix_transposed<4>(
+          staging + ((i + block / 2) * 8 + lane % 8) * T::out_pitch + (warp_index() % 4 * 16 + block % 2 * 8) * 2, r);
     }
     barrier_sync(barrier, warpgroup);
     LOWBIT_UNROLL
@@ -111,6 +110,33 @@ LOWBIT_DEVICE void store_outputs(const outputs& o, const place& at, uint32_t sta
       }
     }
     barrier_sync(barrier, warpgroup);
+  }
+}
+
+// The whole kernel: warpgroup 0 produces, each of the others calls consume(staging, ring, place) for its strip of every
+// tile of this CTA.
+template <class T, class Consume>
+LOWBIT_DEVICE void run_tiles(const operands& in, const Consume& consume) {
+  const uint32_t shared = shared_base();
+  init_barriers<T>(shared);
+  const int group = warp_index() / 4;
+  if (group == 0) {
+    set_max_registers<40, registers::decrease>();
+    if (thread_index() == 0) produce<T>(in, shared);
+  } else {
+    set_max_registers<T::consumers == 1 ? 248 : 232, registers::increase>();
+    ring<T> r(shared);
+    const uint32_t staging = shared + T::out_offset + (group - 1) * T::out_bytes;
+    const int rank = T::cluster > 1 ? cluster_rank() : 0;
+    for (int i = cta_index() / T::cluster; i < in.order.count(); i += num_ctas() / T::cluster) {
+      int w_block, x_block;
+      in.order.at(i, w_block, x_block);
+      consume(staging, r, place((w_block * T::cluster + rank) * T::consumers + group - 1, x_block * T::columns));
+    }
+  }
+  if constexpr (T::cluster > 1) {  // nobody leaves while its barriers are arrived on
+    sync_warp();
+    cluster_sync();
   }
 }
 
