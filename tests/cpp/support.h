@@ -187,7 +187,8 @@ inline canonical_weight random_weight(const weight_options& o, random_source& ra
        nullptr,
        f.scale == lowbit::scale_rule::any_float ? o.scale_dtype : static_cast<lowbit_dtype>(f.scale),
        nullptr,
-       1.0f};
+       1.0f,
+       LOWBIT_CPU};
   w.codes.resize(static_cast<size_t>(o.n * w.row_bytes()));
   for (int64_t i = 0; i < o.n; ++i) {
     for (int64_t j = 0; j < o.k; ++j) {
