@@ -101,7 +101,9 @@ int32_t lowbit_num_formats(void) { return num_formats(); }
 lowbit_status lowbit_format_get(lowbit_format format, lowbit_format_info* info) {
   if (format < 0 || format >= num_formats()) return api::bad_format(format);
   const format_row& f = format_at(format);
-  *info = {f.name, f.bits, f.block_n, f.block_k, static_cast<int32_t>(f.scale), f.zero_point, f.global_scale, f.values};
+  *info = {f.name,         f.bits,          f.block_n,      f.block_k,     static_cast<int32_t>(f.scale),
+           f.zero_point,   f.global_scale,  f.values,       f.integer(),   f.minimum,
+           f.super_groups, f.super_dtype(), f.super_flat(), f.scale_values};
   return LOWBIT_OK;
 }
 
@@ -133,13 +135,17 @@ lowbit_status lowbit_packed_describe(const void* packed, size_t bytes, lowbit_we
              static_cast<lowbit_dtype>(v.scale_dtype),
              v.zero_points,
              v.global_scale,
+             nullptr,
+             nullptr,
+             nullptr,
+             v.scale_offset,
              LOWBIT_CPU};
   return LOWBIT_OK;
 }
 
-lowbit_status lowbit_unpack(const void* packed, size_t bytes, void* codes, void* scales, int8_t* zero_points,
+lowbit_status lowbit_unpack(const void* packed, size_t bytes, const lowbit_weight_arrays* out,
                             const lowbit_parallel* parallel) {
-  return unpack(packed, bytes, codes, scales, zero_points, parallel);
+  return unpack(packed, bytes, *out, parallel);
 }
 
 lowbit_status lowbit_dequantize_packed(const void* packed, size_t bytes, void* out, lowbit_dtype dtype,

@@ -21,16 +21,41 @@ uint64_t fnv1a(const void* data, size_t bytes) {
   return hash;
 }
 
-struct regions {
-  uint64_t codes, scales, zero_points, total;
+// How many super scales there are, in canonical and in packed form.
+struct super_count {
+  int64_t rows, columns;  // canonical; flat ones are one row
+  int64_t packed;
+
+  super_count(const format_row& format, const packed_shape& s) : rows(0), columns(0), packed(0) {
+    if (!format.two_levels()) return;
+    rows = format.super_flat() ? 1 : s.n;
+    columns = ceil_div(format.super_flat() ? s.n * s.groups : s.groups, format.super_groups);
+    packed = format.super_flat() ? columns : s.panels * columns * panel_rows;
+  }
+  int64_t canonical() const { return rows * columns; }
 };
 
-regions regions_of(const packed_shape& shape, int scale_dtype, bool zero_points) {
+struct regions {
+  uint64_t codes, scales, zero_points, mins, super_scales, super_mins, total;
+};
+
+regions regions_of(const format_row& format, const packed_shape& shape, int scale_dtype, bool zero_points) {
+  uint64_t end = packed_header_bytes;
+  const auto next = [&](int64_t bytes) {
+    const uint64_t begin = end;
+    end += static_cast<uint64_t>(round_up(bytes, line_bytes));
+    return begin;
+  };
+  const int64_t scale_bytes = shape.num_scales() * dtype_bytes(scale_dtype);
+  const int64_t super_bytes = super_count(format, shape).packed * dtype_bytes(format.super_dtype());
   regions r;
-  r.codes = packed_header_bytes;
-  r.scales = r.codes + static_cast<uint64_t>(shape.code_bytes());
-  r.zero_points = r.scales + static_cast<uint64_t>(round_up(shape.num_scales() * dtype_bytes(scale_dtype), line_bytes));
-  r.total = r.zero_points + static_cast<uint64_t>(zero_points ? round_up(shape.num_scales(), line_bytes) : 0);
+  r.codes = next(shape.code_bytes());
+  r.scales = next(scale_bytes);
+  r.zero_points = next(zero_points ? shape.num_scales() : 0);
+  r.mins = next(format.minimum ? scale_bytes : 0);
+  r.super_scales = next(super_bytes);
+  r.super_mins = next(format.minimum ? super_bytes : 0);
+  r.total = end;
   return r;
 }
 
@@ -98,19 +123,43 @@ void read_lines(const uint8_t* codes, const packed_shape& s, int64_t n, uint8_t*
 
 // ---- checks ----
 
+// `name`[i, j] of rows x columns numbers: finite, and of the sign that the format's rule allows.
+lowbit_status check_numbers(const char* name, const void* data, int dtype, int64_t rows, int64_t columns,
+                            const format_row& format, bool sign) {
+  if (!data) return fail(LOWBIT_INVALID_VALUE, "%s has a %s for each block: none are given", format.name, name);
+  for (int64_t i = 0; i < rows * columns; ++i) {
+    const float number = load_as_f32(data, i, dtype);
+    const char* problem = nullptr;
+    if (!std::isfinite(number)) problem = "every scale must be finite";
+    if (number < 0 && !sign) problem = "only integer formats may have negative scales";
+    if (problem)
+      return fail(LOWBIT_INVALID_VALUE, "%s[%lld, %lld] of %s is %g: %s", name, static_cast<long long>(i / columns),
+                  static_cast<long long>(i % columns), format.name, static_cast<double>(number), problem);
+  }
+  return LOWBIT_OK;
+}
+
 lowbit_status check_scales(const lowbit_weight& w) {
   const format_row& format = format_at(w.format);
   const int64_t rows = ceil_div(w.n, w.group_n), columns = ceil_div(w.k, w.group_k);
-  for (int64_t i = 0; i < rows * columns; ++i) {
-    const float scale = load_as_f32(w.scales, i, w.scale_dtype);
-    const char* problem = nullptr;
-    if (!std::isfinite(scale)) problem = "every scale must be finite";
-    // A signed maximum makes the scale of an integer format negative; nothing does that to the others.
-    if (scale < 0 && !format.integer()) problem = "only integer formats may have negative scales";
-    if (problem)
-      return fail(LOWBIT_INVALID_VALUE, "scale[%lld, %lld] of %s is %g: %s", static_cast<long long>(i / columns),
-                  static_cast<long long>(i % columns), format.name, static_cast<double>(scale), problem);
+  if (const lowbit_status status =
+          check_numbers("scale", w.scales, w.scale_dtype, rows, columns, format, format.signed_scales()))
+    return status;
+  if (format.minimum)
+    if (const lowbit_status status = check_numbers("min", w.mins, w.scale_dtype, rows, columns, format, true))
+      return status;
+  if (format.two_levels()) {
+    const super_count supers(format, shape_of(w));
+    const auto check = [&](const char* name, const void* data) {
+      return check_numbers(name, data, format.super_dtype(), supers.rows, supers.columns, format, true);
+    };
+    if (const lowbit_status status = check("super_scale", w.super_scales)) return status;
+    if (format.minimum)
+      if (const lowbit_status status = check("super_min", w.super_mins)) return status;
   }
+  if (format.scale_values ? !std::isfinite(w.scale_offset) : w.scale_offset != 0)
+    return fail(LOWBIT_INVALID_VALUE, "scale offset is %g: %s", static_cast<double>(w.scale_offset),
+                format.scale_values ? "it must be finite" : "this format has none, pass 0");
   if (w.zero_points) {
     const int low = -format.integer_offset, high = format.integer_offset - 1;
     for (int64_t i = 0; i < rows * columns; ++i)
@@ -173,11 +222,17 @@ void store_row(const float* values, int64_t count, void* out, int64_t offset, in
   }
 }
 
+// Where the scale of a group lies, and its super scale.
+struct scale_place {
+  int64_t group, super;
+};
+
 // out[n][k] from rows of one-byte codes in packed order: `codes_of(n, row)` fills a row.
-template <class CodesOf, class ScaleOf, class ZeroOf>
-lowbit_status dequantize_rows(const packed_shape& s, const format_row& format, float global_scale, void* out, int dtype,
-                              const lowbit_parallel* parallel, const CodesOf& codes_of, const ScaleOf& scale_of,
-                              const ZeroOf& zero_of) {
+template <class CodesOf, class PlaceOf>
+lowbit_status dequantize_rows(const packed_shape& s, const scale_arrays& scales, float global_scale, void* out,
+                              int dtype, const lowbit_parallel* parallel, const CodesOf& codes_of,
+                              const PlaceOf& place_of) {
+  const format_row& format = *scales.format;
   if (!is_float_dtype(dtype))
     return fail(LOWBIT_INVALID_TYPE, "cannot dequantize to %s: float32, float16 or bfloat16", dtype_name(dtype));
   const uint8_t flip = format.decode == recipe::linear ? 0x80 : 0;
@@ -188,9 +243,12 @@ lowbit_status dequantize_rows(const packed_shape& s, const format_row& format, f
     codes_of(n, row);
     for (int64_t g = 0; g < s.groups; ++g) {
       const int64_t first = g * s.group_k, last = first + s.group_k < s.k ? first + s.group_k : s.k;
-      const float scale = scale_of(n, g), zero = zero_of(n, g);
+      const scale_place at = place_of(n, g);
+      const float scale = scales.scale_at(at.group, at.super), zero = scales.zero_point_at(at.group);
+      const float min = scales.min_at(at.group, at.super);
       float table[256];
-      for (int c = 0; c < (1 << s.bits); ++c) table[c] = (format.values[c] - zero) * scale * global_scale;
+      for (int c = 0; c < (1 << s.bits); ++c)
+        table[c] = scales.weight(format.values[c], zero, scale, min) * global_scale;
       for (int64_t k = first; k < last; ++k) values[k] = table[row[g * s.span + (k - first)] ^ flip];
     }
     store_row(values, s.k, out, n * s.k, dtype);
@@ -254,7 +312,8 @@ lowbit_status check_weight_description(const lowbit_weight& w) {
 
 lowbit_status packed_bytes(const lowbit_weight& w, size_t* bytes) {
   if (const lowbit_status status = check_weight_description(w)) return status;
-  *bytes = static_cast<size_t>(regions_of(shape_of(w), w.scale_dtype, w.zero_points != nullptr).total);
+  const format_row& format = format_at(w.format);
+  *bytes = static_cast<size_t>(regions_of(format, shape_of(w), w.scale_dtype, w.zero_points != nullptr).total);
   return LOWBIT_OK;
 }
 
@@ -267,7 +326,7 @@ lowbit_status pack(const lowbit_weight& w, void* packed, size_t bytes, const low
 
   const format_row& format = format_at(w.format);
   const packed_shape s = shape_of(w);
-  const regions r = regions_of(s, w.scale_dtype, w.zero_points != nullptr);
+  const regions r = regions_of(format, s, w.scale_dtype, w.zero_points != nullptr);
   uint8_t* base = static_cast<uint8_t*>(packed);
 
   const uint8_t flip = format.decode == recipe::linear ? 0x80 : 0;
@@ -283,14 +342,24 @@ lowbit_status pack(const lowbit_weight& w, void* packed, size_t bytes, const low
       std::memset(codes + s.code_offset(n, column), 0, line_bytes);
 
   std::memset(base + r.scales, 0, r.total - r.scales);
-  const int64_t scale_bytes = dtype_bytes(w.scale_dtype);
-  for (int64_t n = 0; n < s.n; ++n) {
-    for (int64_t g = 0; g < s.groups; ++g) {
-      const int64_t from = n / s.group_n * s.groups + g, to = s.scale_index(n, g);
-      std::memcpy(base + r.scales + to * scale_bytes, static_cast<const uint8_t*>(w.scales) + from * scale_bytes,
-                  static_cast<size_t>(scale_bytes));
-      if (w.zero_points) base[r.zero_points + static_cast<uint64_t>(to)] = static_cast<uint8_t>(w.zero_points[from]);
-    }
+  // [n / group_n][columns] to [panel][column][16]
+  const auto interleave = [&](const void* from, uint64_t to, int64_t columns, int dtype) {
+    const int64_t size = dtype_bytes(dtype);
+    for (int64_t n = 0; n < s.n && from; ++n)
+      for (int64_t g = 0; g < columns; ++g)
+        std::memcpy(base + to + ((n / panel_rows * columns + g) * panel_rows + n % panel_rows) * size,
+                    static_cast<const uint8_t*>(from) + (n / s.group_n * columns + g) * size,
+                    static_cast<size_t>(size));
+  };
+  interleave(w.scales, r.scales, s.groups, w.scale_dtype);
+  interleave(w.zero_points, r.zero_points, s.groups, LOWBIT_I8);
+  if (format.minimum) interleave(w.mins, r.mins, s.groups, w.scale_dtype);
+  if (format.super_flat()) {
+    std::memcpy(base + r.super_scales, w.super_scales,
+                static_cast<size_t>(super_count(format, s).packed * dtype_bytes(format.super_dtype())));
+  } else if (format.two_levels()) {
+    interleave(w.super_scales, r.super_scales, super_count(format, s).columns, format.super_dtype());
+    if (format.minimum) interleave(w.super_mins, r.super_mins, super_count(format, s).columns, format.super_dtype());
   }
 
   packed_header header{};
@@ -303,6 +372,7 @@ lowbit_status pack(const lowbit_weight& w, void* packed, size_t bytes, const low
   header.scale_dtype = w.scale_dtype;
   header.has_zero_points = w.zero_points != nullptr;
   header.global_scale = w.global_scale;
+  header.scale_offset = w.scale_offset;
   header.codes_offset = r.codes;
   header.scales_offset = r.scales;
   header.zero_points_offset = r.zero_points;
@@ -333,51 +403,74 @@ lowbit_status view_packed(const void* packed, size_t bytes, packed_view* view) {
   w.k = header.k;
   w.group_n = header.group_n;
   w.group_k = header.group_k;
-  if (header.scale_dtype < LOWBIT_F32 || header.scale_dtype > LOWBIT_E4M3)
+  if (header.scale_dtype < LOWBIT_F32 || header.scale_dtype > LOWBIT_U8)
     return fail(LOWBIT_INVALID_VALUE, "packed weight has scales of dtype %d: there is none", header.scale_dtype);
   w.scale_dtype = static_cast<lowbit_dtype>(header.scale_dtype);
   static constexpr int8_t some = 0;
   w.zero_points = header.has_zero_points ? &some : nullptr;
   if (const lowbit_status status = check_weight_description(w)) return status;
   const packed_shape s = shape_of(w);
-  const regions r = regions_of(s, header.scale_dtype, header.has_zero_points != 0);
+  const format_row& format = format_at(w.format);
+  const regions r = regions_of(format, s, header.scale_dtype, header.has_zero_points != 0);
   if (bytes != r.total || header.total_bytes != r.total)
     return fail(LOWBIT_INVALID_VALUE, "packed weight has %zu bytes: a %lld x %lld %s weight has %llu", bytes,
                 static_cast<long long>(w.n), static_cast<long long>(w.k), header.format,
                 static_cast<unsigned long long>(r.total));
   const uint8_t* base = static_cast<const uint8_t*>(packed);
-  *view = {s,
-           &format_at(w.format),
-           base + r.codes,
-           base + r.scales,
-           header.scale_dtype,
-           header.has_zero_points ? reinterpret_cast<const int8_t*>(base + r.zero_points) : nullptr,
-           header.global_scale};
+  const auto if_any = [&](bool any, uint64_t offset) { return any ? base + offset : nullptr; };
+  view->format = &format;
+  view->scale_dtype = header.scale_dtype;
+  view->scales = base + r.scales;
+  view->zero_points = reinterpret_cast<const int8_t*>(if_any(header.has_zero_points, r.zero_points));
+  view->mins = if_any(format.minimum, r.mins);
+  view->super_scales = if_any(format.two_levels(), r.super_scales);
+  view->super_mins = if_any(format.two_levels() && format.minimum, r.super_mins);
+  view->scale_offset = header.scale_offset;
+  view->shape = s;
+  view->codes = base + r.codes;
+  view->global_scale = header.global_scale;
   return LOWBIT_OK;
 }
 
-lowbit_status unpack(const void* packed, size_t bytes, void* codes, void* scales, int8_t* zero_points,
+lowbit_status unpack(const void* packed, size_t bytes, const lowbit_weight_arrays& out,
                      const lowbit_parallel* parallel) {
   packed_view v;
   if (const lowbit_status status = view_packed(packed, bytes, &v)) return status;
   const packed_shape& s = v.shape;
-  if (v.zero_points && !zero_points)
-    return fail(LOWBIT_INVALID_VALUE, "the packed weight has zero points: pass somewhere to put them");
+  const char* homeless = !out.codes                            ? "codes"
+                         : !out.scales                         ? "scales"
+                         : v.zero_points && !out.zero_points   ? "zero points"
+                         : v.mins && !out.mins                 ? "mins"
+                         : v.super_scales && !out.super_scales ? "super scales"
+                         : v.super_mins && !out.super_mins     ? "super mins"
+                                                               : nullptr;
+  if (homeless) return fail(LOWBIT_INVALID_VALUE, "the packed weight has %s: pass somewhere to put them", homeless);
   const uint8_t flip = v.format->decode == recipe::linear ? 0x80 : 0;
   const int64_t canonical_bytes = ceil_div(s.k * s.bits, 8);
   const lowbit_status status = for_each_row(s.n, s.k_packed, parallel, [&](uint8_t* row, int64_t n) {
     read_lines(v.codes, s, n, row);
-    collapse_row(row, s, flip, static_cast<uint8_t*>(codes) + n * canonical_bytes);
+    collapse_row(row, s, flip, static_cast<uint8_t*>(out.codes) + n * canonical_bytes);
   });
   if (status) return status;
-  const int64_t scale_bytes = dtype_bytes(v.scale_dtype);
-  for (int64_t n = 0; n < s.n; n += s.group_n) {
-    for (int64_t g = 0; g < s.groups; ++g) {
-      const int64_t to = n / s.group_n * s.groups + g, from = s.scale_index(n, g);
-      std::memcpy(static_cast<uint8_t*>(scales) + to * scale_bytes,
-                  static_cast<const uint8_t*>(v.scales) + from * scale_bytes, static_cast<size_t>(scale_bytes));
-      if (v.zero_points) zero_points[to] = v.zero_points[from];
-    }
+  const auto collect = [&](const void* from, void* to, int64_t columns, int dtype) {
+    const int64_t size = dtype_bytes(dtype);
+    for (int64_t n = 0; n < s.n && from; n += s.group_n)
+      for (int64_t g = 0; g < columns; ++g)
+        std::memcpy(
+            static_cast<uint8_t*>(to) + (n / s.group_n * columns + g) * size,
+            static_cast<const uint8_t*>(from) + ((n / panel_rows * columns + g) * panel_rows + n % panel_rows) * size,
+            static_cast<size_t>(size));
+  };
+  const super_count supers(*v.format, s);
+  const int super_dtype = v.format->super_dtype();
+  collect(v.scales, out.scales, s.groups, v.scale_dtype);
+  collect(v.zero_points, out.zero_points, s.groups, LOWBIT_I8);
+  collect(v.mins, out.mins, s.groups, v.scale_dtype);
+  if (v.format->super_flat()) {
+    std::memcpy(out.super_scales, v.super_scales, static_cast<size_t>(supers.packed * dtype_bytes(super_dtype)));
+  } else {
+    collect(v.super_scales, out.super_scales, supers.columns, super_dtype);
+    collect(v.super_mins, out.super_mins, supers.columns, super_dtype);
   }
   return LOWBIT_OK;
 }
@@ -387,9 +480,9 @@ lowbit_status dequantize_packed(const void* packed, size_t bytes, void* out, int
   packed_view v;
   if (const lowbit_status status = view_packed(packed, bytes, &v)) return status;
   return dequantize_rows(
-      v.shape, *v.format, v.global_scale, out, dtype, parallel,
+      v.shape, v, v.global_scale, out, dtype, parallel,
       [&](int64_t n, uint8_t* row) { read_lines(v.codes, v.shape, n, row); },
-      [&](int64_t n, int64_t g) { return v.scale(n, g); }, [&](int64_t n, int64_t g) { return v.zero_point(n, g); });
+      [&](int64_t n, int64_t g) { return scale_place{v.shape.scale_index(n, g), v.super_index(n, g)}; });
 }
 
 lowbit_status dequantize(const lowbit_weight& w, void* out, int dtype, const lowbit_parallel* parallel) {
@@ -399,14 +492,20 @@ lowbit_status dequantize(const lowbit_weight& w, void* out, int dtype, const low
   const packed_shape s = shape_of(w);
   const uint8_t flip = format.decode == recipe::linear ? 0x80 : 0;
   const int64_t canonical_bytes = ceil_div(s.k * s.bits, 8);
-  const auto index = [&](int64_t n, int64_t g) { return n / s.group_n * s.groups + g; };
+  const scale_arrays scales{&format, w.scale_dtype,  w.scales,     w.zero_points,
+                            w.mins,  w.super_scales, w.super_mins, w.scale_offset};
+  const super_count supers(format, s);
+  const auto place = [&](int64_t n, int64_t g) {
+    const int64_t i = n / s.group_n * s.groups + g;
+    if (!format.two_levels()) return scale_place{i, 0};
+    return scale_place{i, format.super_flat() ? i / format.super_groups : n * supers.columns + g / format.super_groups};
+  };
   return dequantize_rows(
-      s, format, w.global_scale, out, dtype, parallel,
+      s, scales, w.global_scale, out, dtype, parallel,
       [&](int64_t n, uint8_t* row) {
         expand_row(static_cast<const uint8_t*>(w.codes) + n * canonical_bytes, s, flip, row);
       },
-      [&](int64_t n, int64_t g) { return load_as_f32(w.scales, index(n, g), w.scale_dtype); },
-      [&](int64_t n, int64_t g) { return w.zero_points ? static_cast<float>(w.zero_points[index(n, g)]) : 0.0f; });
+      place);
 }
 
 }  // namespace lowbit

@@ -67,22 +67,60 @@ struct packed_shape {
   LOWBIT_INLINE int64_t num_scales() const { return panels * groups * panel_rows; }
 };
 
-// A packed weight as kernels see it.
-struct packed_view {
-  packed_shape shape;
+// What turns the values of codes into weights, W = (value - zero_point) * scale + min: of one level or two, wherever it
+// lies. Index i is a group's, j its super block's.
+struct scale_arrays {
   const format_row* format;
-  const uint8_t* codes;
-  const void* scales;
   int scale_dtype;
+  const void* scales;
   const int8_t* zero_points;  // or null
+  const void* mins;           // or null
+  const void* super_scales;   // or null: one level
+  const void* super_mins;
+  float scale_offset;
+
+  LOWBIT_INLINE float scale_at(int64_t i, int64_t j) const { return number(scales, i, super_scales, j); }
+  // -0 where there are none: adding it changes nothing, not even the sign of a zero.
+  LOWBIT_INLINE float min_at(int64_t i, int64_t j) const { return mins ? number(mins, i, super_mins, j) : -0.0f; }
+  LOWBIT_INLINE float zero_point_at(int64_t i) const { return zero_points ? zero_points[i] : 0.0f; }
+  LOWBIT_INLINE float weight(float value, float zero, float scale, float min) const {  // rounded once
+    return mins ? __builtin_fmaf(value, scale, min) : (value - zero) * scale;
+  }
+
+ private:
+  LOWBIT_INLINE float number(const void* data, int64_t i, const void* super, int64_t j) const {
+    if (!super) return load_as_f32(data, i, scale_dtype);
+    if (format->scale_values)
+      return format->scale_values[static_cast<const uint8_t*>(data)[i]] * static_cast<const float*>(super)[j] +
+             scale_offset;
+    return static_cast<float>(static_cast<const int8_t*>(data)[i]) * f16_to_f32(static_cast<const uint16_t*>(super)[j]);
+  }
+};
+
+// A packed weight as kernels see it.
+struct packed_view : scale_arrays {
+  packed_shape shape;
+  const uint8_t* codes;
   float global_scale;
 
   LOWBIT_INLINE float scale(int64_t row, int64_t group) const {
-    return load_as_f32(scales, shape.scale_index(row, group), scale_dtype);
+    return scale_at(shape.scale_index(row, group), super_index(row, group));
+  }
+  LOWBIT_INLINE float min(int64_t row, int64_t group) const {
+    return min_at(shape.scale_index(row, group), super_index(row, group));
   }
   LOWBIT_INLINE float zero_point(int64_t row, int64_t group) const {
-    return zero_points ? zero_points[shape.scale_index(row, group)] : 0.0f;
+    return zero_point_at(shape.scale_index(row, group));
   }
+  // Super scales: [panels][supers][16], or one after the other in the order of rows and groups.
+  LOWBIT_INLINE int64_t super_index(int64_t row, int64_t group) const {
+    if (!format->two_levels()) return 0;
+    if (!format->super_flat())
+      return (row / panel_rows * supers() + group / format->super_groups) * panel_rows + row % panel_rows;
+    const int64_t at = row < shape.n ? row : shape.n - 1;  // a panel's last rows may be padding
+    return (at * shape.groups + group) / format->super_groups;
+  }
+  LOWBIT_INLINE int64_t supers() const { return ceil_div(shape.groups, format->super_groups); }  // of a row
   // The code as the format numbers it.
   LOWBIT_INLINE unsigned code(int64_t row, int64_t column) const {
     const unsigned byte = codes[shape.code_offset(row, column)];
@@ -92,7 +130,7 @@ struct packed_view {
   // One weight, without the global scale, rounded once.
   LOWBIT_INLINE float value(int64_t row, int64_t column) const {
     const int64_t g = shape.group_of_column(column);
-    return (format->values[code(row, column)] - zero_point(row, g)) * scale(row, g);
+    return weight(format->values[code(row, column)], zero_point(row, g), scale(row, g), min(row, g));
   }
 };
 
@@ -103,7 +141,7 @@ struct packed_header {
   int64_t n, k, group_n, group_k;
   int32_t scale_dtype, has_zero_points;
   float global_scale;
-  uint32_t reserved;
+  float scale_offset;
   uint64_t codes_offset, scales_offset, zero_points_offset, total_bytes;
   uint64_t checksum;  // of everything before it
 };
@@ -113,7 +151,7 @@ inline constexpr int64_t packed_header_bytes = 256;  // codes begin at a multipl
 lowbit_status check_weight_description(const lowbit_weight& weight);
 lowbit_status packed_bytes(const lowbit_weight& weight, size_t* bytes);
 lowbit_status pack(const lowbit_weight& weight, void* packed, size_t bytes, const lowbit_parallel* parallel);
-lowbit_status unpack(const void* packed, size_t bytes, void* codes, void* scales, int8_t* zero_points,
+lowbit_status unpack(const void* packed, size_t bytes, const lowbit_weight_arrays& out,
                      const lowbit_parallel* parallel);
 lowbit_status view_packed(const void* packed, size_t bytes, packed_view* view);
 lowbit_status dequantize_packed(const void* packed, size_t bytes, void* out, int dtype,

@@ -39,6 +39,7 @@ typedef enum lowbit_dtype {
   LOWBIT_I8 = 3,
   LOWBIT_E8M0 = 4,  // OCP MX scale: 2^(byte - 127), 255 is NaN
   LOWBIT_E4M3 = 5,  // OCP FP8, finite only ("fn"): 448 is the largest, 0x7f and 0xff are NaN
+  LOWBIT_U8 = 6,    // a code of a format's own table of scales: lowbit_format_info.scale_values
 } lowbit_dtype;
 
 // Where memory is, where a product is computed, what a packed weight is laid out for. LOWBIT_CUDA is the current device
@@ -64,6 +65,13 @@ typedef struct lowbit_format_info {
   int32_t has_zero_point;    // zero points are allowed
   int32_t has_global_scale;  // one more fp32 factor for the whole tensor
   const float* values;       // [2^bits] value of every code
+  int32_t is_integer;        // LOWBIT_INTEGER multiplies by it
+  int32_t has_min;           // every group has a minimum, stored as its scale is
+  // Scales of two levels: `scales` are small numbers, which a larger block multiplies by its super scale.
+  int32_t super_groups;       // groups that share a super scale; 0: scales of one level
+  int32_t super_dtype;        // F16 or F32
+  int32_t super_flat;         // they are counted on from row to row; else each row begins a new block
+  const float* scale_values;  // [256] what a scale of U8 stands for; NULL: its dtype says
 } lowbit_format_info;
 
 LOWBIT_API int32_t lowbit_num_formats(void);
@@ -82,7 +90,9 @@ typedef struct lowbit_parallel {
 
 // ---- weights -----------------------------------------------------------------------------------------------
 
-// The canonical form, as checkpoints hold it. W[i][j] = (value(code) - zero_point) * scale * global_scale.
+// The canonical form, as checkpoints hold it. W[i][j] = ((value(code) - zero_point) * scale + min) * global_scale.
+// Of formats with super_groups, scale = scales[..] * super_scales[..] + scale_offset and min = mins[..] *
+// super_mins[..].
 typedef struct lowbit_weight {
   lowbit_format format;
   int64_t n, k;              // W is n x k: n outputs, k inputs
@@ -93,8 +103,20 @@ typedef struct lowbit_weight {
   lowbit_dtype scale_dtype;
   const int8_t* zero_points;  // same shape as scales, in the units of value(); NULL: none
   float global_scale;         // 1 where the format has none
+  const void* mins;           // has_min: same shape and dtype as scales
+  const void* super_scales;   // super_groups: of super_dtype, [n][ceil(groups / super_groups)], or super_flat:
+                              //   [ceil(n * groups / super_groups)], groups = ceil(k / group_k)
+  const void* super_mins;     // has_min and super_groups: same shape and dtype as super_scales
+  float scale_offset;         // of scales that are U8; 0 for others
   lowbit_device packed_for;   // the layout of its packed form: panels for CPUs or fragments for GPUs
 } lowbit_weight;
+
+// Where lowbit_unpack writes: arrays as lowbit_weight has them. Those that the weight does not have may be NULL.
+typedef struct lowbit_weight_arrays {
+  void *codes, *scales;
+  int8_t* zero_points;
+  void *mins, *super_scales, *super_mins;
+} lowbit_weight_arrays;
 
 // The bytes that lowbit_pack writes, from the description alone (pointers are not read).
 LOWBIT_API lowbit_status lowbit_packed_bytes(const lowbit_weight* weight, size_t* bytes);
@@ -103,11 +125,12 @@ LOWBIT_API lowbit_status lowbit_packed_bytes(const lowbit_weight* weight, size_t
 LOWBIT_API lowbit_status lowbit_pack(const lowbit_weight* weight, void* packed, size_t bytes,
                                      const lowbit_parallel* parallel);
 // Reads the header of packed bytes, the first LOWBIT_PACKED_HEADER_BYTES, and checks it; the rest is not read, only
-// counted. Pointers in *weight become NULL (zero_points: non-NULL if there are any); every other member is filled in.
+// counted. Pointers in *weight become NULL (zero_points: non-NULL if there are any; what else there is the format
+// says); every other member is filled in.
 LOWBIT_API lowbit_status lowbit_packed_describe(const void* packed, size_t bytes, lowbit_weight* weight);
 #define LOWBIT_PACKED_HEADER_BYTES 256
-// The exact inverse of lowbit_pack, of either layout. zero_points may be NULL when the weight has none.
-LOWBIT_API lowbit_status lowbit_unpack(const void* packed, size_t bytes, void* codes, void* scales, int8_t* zero_points,
+// The exact inverse of lowbit_pack, of either layout.
+LOWBIT_API lowbit_status lowbit_unpack(const void* packed, size_t bytes, const lowbit_weight_arrays* out,
                                        const lowbit_parallel* parallel);
 // out[n][k] = W in F32, F16 or BF16 (computed in fp32, rounded once).
 LOWBIT_API lowbit_status lowbit_dequantize_packed(const void* packed, size_t bytes, void* out, lowbit_dtype dtype,
@@ -126,8 +149,8 @@ LOWBIT_API lowbit_status lowbit_weight_from_text(const char* text, lowbit_weight
 // scales and zero points in device memory; packed_for is taken for LOWBIT_CUDA. Packing checks the description alone:
 // values stay unseen on the device, and NaN scales or codes go through.
 LOWBIT_API lowbit_status lowbit_pack_cuda(const lowbit_weight* weight, void* packed, size_t bytes, void* stream);
-LOWBIT_API lowbit_status lowbit_unpack_cuda(const lowbit_weight* weight, const void* packed, size_t bytes, void* codes,
-                                            void* scales, int8_t* zero_points, void* stream);
+LOWBIT_API lowbit_status lowbit_unpack_cuda(const lowbit_weight* weight, const void* packed, size_t bytes,
+                                            const lowbit_weight_arrays* out, void* stream);
 LOWBIT_API lowbit_status lowbit_dequantize_packed_cuda(const lowbit_weight* weight, const void* packed, size_t bytes,
                                                        void* out, lowbit_dtype dtype, void* stream);
 LOWBIT_API lowbit_status lowbit_dequantize_cuda(const lowbit_weight* weight, void* out, lowbit_dtype dtype,
@@ -235,7 +258,8 @@ typedef struct lowbit_kernel_info {
 
 LOWBIT_API int32_t lowbit_num_kernels(void);
 LOWBIT_API lowbit_status lowbit_kernel_get(int32_t index, lowbit_kernel_info* info);
-// Visits every kernel of the family on problem->device, best first: chosen != 0 for the one that runs, else the reason why not.
+// Visits every kernel of the family on problem->device, best first: chosen != 0 for the one that runs, else the reason
+// why not.
 LOWBIT_API lowbit_status lowbit_explain(const lowbit_problem* problem,
                                         void (*visit)(void* context, int32_t kernel, int32_t chosen,
                                                       const char* reason),
