@@ -44,7 +44,7 @@ class reader {
 };
 
 int find_dtype(const char* name) {
-  for (int dtype = LOWBIT_F32; dtype <= LOWBIT_E4M3; ++dtype)
+  for (int dtype = LOWBIT_F32; dtype <= LOWBIT_U8; ++dtype)
     if (std::strcmp(dtype_name(dtype), name) == 0) return dtype;
   return -1;
 }
