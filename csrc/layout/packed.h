@@ -26,30 +26,39 @@ inline constexpr int64_t chunk = 64;  // codes that kernels decode at a time: a 
 LOWBIT_INLINE constexpr int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 LOWBIT_INLINE constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-// The shape of a packed weight, and the index functions that define the layout.
-struct packed_shape {
+// How K is packed, whatever the layout: each group begins a new span of columns.
+struct weight_shape {
   int64_t n, k;
   int64_t group_n, group_k;  // as the user said
   int bits;
   int64_t groups;    // along K
   int64_t span;      // packed columns of one group
-  int64_t unit;      // 16, 32 or 64: consecutive packed columns that surely share a scale
-  int64_t block_k;   // columns of a block: 64 or 128
-  int64_t blocks;    // along K
-  int64_t k_packed;  // whole blocks
+  int64_t k_packed;  // all packed columns
+
+  LOWBIT_INLINE constexpr bool k_in_order() const { return groups == 1 || span == group_k; }  // packed column == column
+  // Column k of W in the packed order.
+  LOWBIT_INLINE constexpr int64_t column(int64_t k_index) const { return k_index / group_k * span + k_index % group_k; }
+  LOWBIT_INLINE constexpr int64_t group_of_column(int64_t column_index) const {
+    const int64_t g = column_index / span;
+    return g < groups ? g : groups - 1;
+  }
+};
+
+// Numbers of rows by columns, `block` rows side by side: [row / block][column][row % block].
+LOWBIT_INLINE constexpr int64_t interleaved(int64_t row, int64_t column, int64_t columns, int64_t block) {
+  return (row / block * columns + column) * block + row % block;
+}
+
+// The shape of a packed weight, and the index functions that define the layout.
+struct packed_shape : weight_shape {
+  int64_t unit;     // 16, 32 or 64: consecutive packed columns that surely share a scale
+  int64_t block_k;  // columns of a block: 64 or 128
+  int64_t blocks;   // along K, whole
   int64_t panels;
 
   static packed_shape of(int64_t n, int64_t k, int64_t group_n, int64_t group_k, int bits);
 
   LOWBIT_INLINE int64_t chunks() const { return k_packed / chunk; }
-  LOWBIT_INLINE bool k_in_order() const { return groups == 1 || span == group_k; }  // packed column == column
-
-  // Column k of W in the packed order.
-  LOWBIT_INLINE int64_t column(int64_t k_index) const { return k_index / group_k * span + k_index % group_k; }
-  LOWBIT_INLINE int64_t group_of_column(int64_t column_index) const {
-    const int64_t g = column_index / span;
-    return g < groups ? g : groups - 1;
-  }
   LOWBIT_INLINE int64_t block_offset(int64_t panel, int64_t block) const {
     return (panel * blocks + block) * panel_rows * line_bytes;
   }
@@ -61,7 +70,7 @@ struct packed_shape {
   LOWBIT_INLINE bool high_nibble(int64_t column_index) const { return bits == 4 && column_index % 128 >= 64; }
   // Scales and zero points: [panels][groups][16].
   LOWBIT_INLINE int64_t scale_index(int64_t row, int64_t group) const {
-    return (row / panel_rows * groups + group) * panel_rows + row % panel_rows;
+    return interleaved(row, group, groups, panel_rows);
   }
   LOWBIT_INLINE int64_t code_bytes() const { return panels * blocks * panel_rows * line_bytes; }
   LOWBIT_INLINE int64_t num_scales() const { return panels * groups * panel_rows; }
@@ -115,8 +124,7 @@ struct packed_view : scale_arrays {
   // Super scales: [panels][supers][16], or one after the other in the order of rows and groups.
   LOWBIT_INLINE int64_t super_index(int64_t row, int64_t group) const {
     if (!format->two_levels()) return 0;
-    if (!format->super_flat())
-      return (row / panel_rows * supers() + group / format->super_groups) * panel_rows + row % panel_rows;
+    if (!format->super_flat()) return interleaved(row, group / format->super_groups, supers(), panel_rows);
     const int64_t at = row < shape.n ? row : shape.n - 1;  // a panel's last rows may be padding
     return (at * shape.groups + group) / format->super_groups;
   }
@@ -136,7 +144,7 @@ struct packed_view : scale_arrays {
 
 // The first bytes of a packed weight.
 struct packed_header {
-  char magic[8];  // "lowbit\0\1": the last byte is the version of the layout
+  char magic[8];  // "lowbit", the layout (0: panels, 1: fragments), the version of both
   char format[16];
   int64_t n, k, group_n, group_k;
   int32_t scale_dtype, has_zero_points;
