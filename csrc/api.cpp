@@ -3,6 +3,7 @@
 
 #include "dispatch/cpu.h"
 #include "gemm/contract.h"
+#include "layout/canonical.h"
 #include "layout/description.h"
 #include "layout/fragments.h"
 #include "layout/packed.h"
@@ -77,6 +78,27 @@ lowbit_status check_static_scales(const gemm_problem& p) {
   return LOWBIT_OK;
 }
 
+lowbit_status check_device(lowbit_device device, const char* what) {
+  if (device == LOWBIT_CPU || device == LOWBIT_CUDA) return LOWBIT_OK;
+  return fail(LOWBIT_INVALID_VALUE, "%s is %d: LOWBIT_CPU or LOWBIT_CUDA (0 or 1)", what, device);
+}
+
+template <class View>
+lowbit_weight description_of(const View& v, lowbit_device packed_for) {
+  lowbit_weight w{};
+  w.format = find_format(v.format->name);
+  w.n = v.shape.n;
+  w.k = v.shape.k;
+  w.group_n = v.shape.group_n;
+  w.group_k = v.shape.group_k;
+  w.scale_dtype = static_cast<lowbit_dtype>(v.scale_dtype);
+  w.zero_points = v.zero_points;
+  w.global_scale = v.global_scale;
+  w.scale_offset = v.scale_offset;
+  w.packed_for = packed_for;
+  return w;
+}
+
 lowbit_problem problem_of(const gemm_problem& p, lowbit_family family) {
   lowbit_problem problem{};
   problem.family = family;
@@ -116,41 +138,42 @@ lowbit_status lowbit_format_find(const char* name, lowbit_format* format) {
 
 // ---- weights ----
 
-lowbit_status lowbit_packed_bytes(const lowbit_weight* weight, size_t* bytes) { return packed_bytes(*weight, bytes); }
+lowbit_status lowbit_packed_bytes(const lowbit_weight* weight, size_t* bytes) {
+  if (const lowbit_status status = check_device(weight->packed_for, "packed_for")) return status;
+  if (weight->packed_for == LOWBIT_CPU) return packed_bytes(*weight, bytes);
+  if (const lowbit_status status = check_weight_description(*weight)) return status;
+  *bytes = static_cast<size_t>(fragment_offsets_of(*weight).total);
+  return LOWBIT_OK;
+}
 
 lowbit_status lowbit_pack(const lowbit_weight* weight, void* packed, size_t bytes, const lowbit_parallel* parallel) {
-  return pack(*weight, packed, bytes, parallel);
+  if (const lowbit_status status = check_device(weight->packed_for, "packed_for")) return status;
+  return (weight->packed_for == LOWBIT_CPU ? pack : pack_fragments)(*weight, packed, bytes, parallel);
 }
 
 lowbit_status lowbit_packed_describe(const void* packed, size_t bytes, lowbit_weight* weight) {
-  packed_view v;
-  if (const lowbit_status status = view_packed(packed, bytes, &v)) return status;
-  *weight = {find_format(v.format->name),
-             v.shape.n,
-             v.shape.k,
-             v.shape.group_n,
-             v.shape.group_k,
-             nullptr,
-             nullptr,
-             static_cast<lowbit_dtype>(v.scale_dtype),
-             v.zero_points,
-             v.global_scale,
-             nullptr,
-             nullptr,
-             nullptr,
-             v.scale_offset,
-             LOWBIT_CPU};
+  if (layout_of(packed, bytes) == packed_layout::fragments) {
+    fragment_view v;
+    if (const lowbit_status status = view_fragments(packed, bytes, &v)) return status;
+    *weight = description_of(v, LOWBIT_CUDA);
+  } else {
+    packed_view v;
+    if (const lowbit_status status = view_packed(packed, bytes, &v)) return status;
+    *weight = description_of(v, LOWBIT_CPU);
+  }
   return LOWBIT_OK;
 }
 
 lowbit_status lowbit_unpack(const void* packed, size_t bytes, const lowbit_weight_arrays* out,
                             const lowbit_parallel* parallel) {
-  return unpack(packed, bytes, *out, parallel);
+  const bool fragments = layout_of(packed, bytes) == packed_layout::fragments;
+  return (fragments ? unpack_fragments : unpack)(packed, bytes, *out, parallel);
 }
 
 lowbit_status lowbit_dequantize_packed(const void* packed, size_t bytes, void* out, lowbit_dtype dtype,
                                        const lowbit_parallel* parallel) {
-  return dequantize_packed(packed, bytes, out, dtype, parallel);
+  const bool fragments = layout_of(packed, bytes) == packed_layout::fragments;
+  return (fragments ? dequantize_fragments : dequantize_packed)(packed, bytes, out, dtype, parallel);
 }
 
 lowbit_status lowbit_dequantize(const lowbit_weight* weight, void* out, lowbit_dtype dtype,
@@ -173,6 +196,7 @@ lowbit_status lowbit_weight_from_text(const char* text, lowbit_weight* weight) {
 // ---- multiplication ----
 
 lowbit_status lowbit_gemm(const lowbit_gemm_args* a) {
+  if (const lowbit_status status = check_device(a->device, "device")) return status;
   if (a->device == LOWBIT_CUDA) return api::gemm_cuda(*a);
   gemm_problem p{};
   if (const lowbit_status status = view_packed(a->packed, a->packed_bytes, &p.w)) return status;

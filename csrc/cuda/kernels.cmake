@@ -18,15 +18,14 @@ set(lowbit_cuda_folder ${PROJECT_SOURCE_DIR}/csrc/cuda)
 # The architectures of LOWBIT_CUDA_ARCHS that the kernels of `folder` are for. Folders of "a" architectures (sm90,
 # sm100, sm120: instructions that no other chip has) take their own alone.
 function(lowbit_cuda_archs_of folder out)
+  string(REGEX REPLACE "^sm" "" needed "${folder}") # "" for files beside the folders
   set(archs)
   foreach(arch IN LISTS LOWBIT_CUDA_ARCHS)
-    string(REGEX MATCH "^[0-9]+" number "${arch}")
-    if(NOT arch MATCHES "^[0-9]+[af]?$" OR number LESS 80)
+    if(NOT arch MATCHES "^([0-9]+)[af]?$" OR CMAKE_MATCH_1 LESS 80)
       message(FATAL_ERROR "LOWBIT_CUDA_ARCHS has '${arch}': 80 or more, as in 80;89;90a;100a;120a")
     endif()
-    if(NOT folder MATCHES "^sm([0-9]+)$"
-       OR (CMAKE_MATCH_1 LESS 90 AND NOT number LESS CMAKE_MATCH_1)
-       OR arch MATCHES "^${CMAKE_MATCH_1}[af]$")
+    set(number ${CMAKE_MATCH_1})
+    if(NOT needed OR (needed LESS 90 AND NOT number LESS needed) OR arch MATCHES "^${needed}[af]$")
       list(APPEND archs ${arch})
     endif()
   endforeach()
