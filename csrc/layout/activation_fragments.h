@@ -3,9 +3,9 @@
 //
 //   tiles    [8 rows of x][64 packed columns][lane][16 bytes]
 //
-// With g = lane / 4, t = lane % 4 the lane holds row g: words 0, 1 are registers b_0, b_1 of the first 32 columns, words
-// 2, 3 those of the second. Which four columns a register holds follows from what a register of W holds when its codes
-// are masked out of the packed words without any more work:
+// With g = lane / 4, t = lane % 4 the lane holds row g: words 0, 1 are registers b_0, b_1 of the first 32 columns,
+// words 2, 3 those of the second. Which four columns a register holds follows from what a register of W holds when its
+// codes are masked out of the packed words without any more work:
 //
 //   8 bits   b_i = columns 16 i + 4 t .. 4 t + 3 of 32
 //   4 bits   b_i = columns 16 i + {2 t, 2 t + 8, 2 t + 1, 2 t + 9}
