@@ -88,18 +88,23 @@ int num_formats();
 const format_row& format_at(int index);
 int find_format(const char* name);  // -1: no such format
 
-// The code of `format` whose value is nearest to x: ties to the even code, saturating; NaN becomes 0.
-struct encoder {
-  explicit encoder(const format_row& format);
-  uint8_t operator()(float x) const;
-
- private:
-  int search(float x) const;
-  int count;  // finite values, ascending
+// The finite values of a format, ascending, and where each two neighbours part.
+struct encoder_table {
+  int count;
   float value[256];
   float midpoint[256];  // between value[i] and value[i + 1]
   uint8_t code[256];
-  bool tie_up[256];     // x == midpoint[i] goes to i + 1
+  bool tie_up[256];  // x == midpoint[i] goes to i + 1
+};
+
+// The code of `format` whose value is nearest to x: ties to the even code, saturating; NaN becomes 0.
+struct encoder : private encoder_table {
+  explicit encoder(const format_row& format);
+  uint8_t operator()(float x) const;
+  const encoder_table& table() const { return *this; }
+
+ private:
+  int search(float x) const;
   uint8_t first[4096];  // by the sign, exponent and 3 mantissa bits of x: the lowest answer there
 };
 

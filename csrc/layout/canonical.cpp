@@ -252,6 +252,13 @@ void write_header(const lowbit_weight& w, const packed_plan& plan, uint8_t* base
   std::memcpy(base, &header, sizeof header);
 }
 
+packed_layout layout_of(const void* packed, size_t bytes) {
+  if (bytes < packed_header_bytes) return packed_layout::panels;
+  return static_cast<const char*>(packed)[magic_layout] == static_cast<char>(packed_layout::fragments)
+             ? packed_layout::fragments
+             : packed_layout::panels;
+}
+
 lowbit_status read_header(const void* packed, size_t bytes, packed_layout layout, lowbit_weight* weight) {
   if (bytes < packed_header_bytes)
     return fail(LOWBIT_INVALID_VALUE, "packed weight has %zu bytes: its header alone has %lld", bytes,

@@ -50,6 +50,8 @@ struct packed_plan {
 // All but the codes; `base` holds zeros after the header.
 void write_scales(const lowbit_weight& weight, const packed_plan& plan, uint8_t* base);
 void write_header(const lowbit_weight& weight, const packed_plan& plan, uint8_t* base);
+// The layout that the header names, whose reader says what else is wrong with it.
+packed_layout layout_of(const void* packed, size_t bytes);
 // The description in the header, checked but for the length of the whole.
 lowbit_status read_header(const void* packed, size_t bytes, packed_layout layout, lowbit_weight* weight);
 lowbit_status check_length(const packed_plan& plan, const void* packed, size_t bytes);

@@ -165,6 +165,7 @@ lowbit_status view_packed(const void* packed, size_t bytes, packed_view* view);
 lowbit_status dequantize_packed(const void* packed, size_t bytes, void* out, int dtype,
                                 const lowbit_parallel* parallel);
 lowbit_status dequantize(const lowbit_weight& weight, void* out, int dtype, const lowbit_parallel* parallel);
+lowbit_status check_encode(const lowbit_encode_args& args);
 lowbit_status encode(const lowbit_encode_args& args, const lowbit_parallel* parallel);
 
 }  // namespace lowbit

@@ -51,13 +51,22 @@ lowbit_format_info info_of(lowbit_format format) {
   return info;
 }
 
-lowbit_family family_called(const std::string& name) {
-  if (name == "weight_only") return LOWBIT_WEIGHT_ONLY;
-  if (name == "integer") return LOWBIT_INTEGER;
-  throw py::value_error("family is '" + name + "': it must be weight_only or integer");
+// A word of the C API's: its number is its place in the list.
+template <class Number, size_t count>
+Number called(const std::string& name, const char* argument, const char* const (&names)[count]) {
+  std::string list;
+  for (size_t i = 0; i < count; ++i) {
+    if (name == names[i]) return static_cast<Number>(i);
+    list += (i == 0 ? "" : i + 1 == count ? " or " : ", ") + std::string(names[i]);
+  }
+  throw py::value_error(std::string(argument) + " is '" + name + "': it must be " + list);
 }
 
-const char* family_name(lowbit_family family) { return family == LOWBIT_WEIGHT_ONLY ? "weight_only" : "integer"; }
+constexpr const char* family_names[] = {"weight_only", "integer", "fp8"};
+constexpr const char* device_names[] = {"cpu", "cuda"};
+constexpr const char* accumulation_names[] = {"promoted", "fast"};
+
+lowbit_family family_called(const std::string& name) { return called<lowbit_family>(name, "family", family_names); }
 
 int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
@@ -107,21 +116,34 @@ py::list kernels() {
     py::dict row;
     row["name"] = k.name;
     row["isa"] = k.isa;
-    row["family"] = family_name(k.family);
+    row["family"] = family_names[k.family];
     row["mr"] = k.mr;
     row["nr"] = k.nr;
     row["kr"] = k.kr;
     row["batch_invariant"] = k.batch_invariant != 0;
     row["runnable"] = k.runnable != 0;
+    row["device"] = device_names[k.device];
     list.append(row);
   }
   return list;
 }
 
 py::list explain(const std::string& family, const std::string& format, int64_t m, int64_t n, int64_t k, int64_t group_k,
-                 const std::string& x_dtype) {
-  const lowbit_problem problem{family_called(family),           format_called(format), m, n, k, group_k,
-                               dtype_called(x_dtype, "x_dtype")};
+                 const std::string& x_dtype, const std::string& device, int32_t arch, int64_t group_n, int64_t x_group,
+                 const std::string& accum) {
+  lowbit_problem problem{};
+  problem.family = family_called(family);
+  problem.format = format_called(format);
+  problem.m = m;
+  problem.n = n;
+  problem.k = k;
+  problem.group_k = group_k;
+  problem.x_dtype = dtype_called(x_dtype, "x_dtype");
+  problem.device = called<lowbit_device>(device, "device", device_names);
+  problem.arch = arch;
+  problem.group_n = group_n;
+  problem.x_group = x_group;
+  problem.accumulation = called<lowbit_accumulation>(accum, "accum", accumulation_names);
   py::list list;
   const auto visit = [](void* context, int32_t kernel, int32_t chosen, const char* reason) {
     py::dict row;
@@ -132,6 +154,29 @@ py::list explain(const std::string& family, const std::string& format, int64_t m
   };
   check(lowbit_explain(&problem, visit, &list));
   return list;
+}
+
+py::dict cuda() {
+  lowbit_cuda_info info;
+  lowbit_cuda_get(&info);
+  py::list devices;
+  for (int32_t i = 0; i < info.num_devices; ++i) {
+    lowbit_cuda_device_info d;
+    check(lowbit_cuda_device_get(i, &d));
+    py::dict row;
+    row["name"] = d.name;
+    row["arch"] = d.arch;
+    row["sms"] = d.sms;
+    row["shared_bytes"] = d.shared_bytes;
+    row["l2_bytes"] = d.l2_bytes;
+    row["memory_bytes"] = d.memory_bytes;
+    devices.append(row);
+  }
+  py::dict result;
+  result["architectures"] = words(info.architectures);
+  result["problem"] = info.problem;
+  result["devices"] = devices;
+  return result;
 }
 
 py::list cpu_isas() {
@@ -499,9 +544,13 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("formats", &formats,
         "The number formats: name, bits, block_n, block_k, scale_dtype, zero_point, global_scale, values, integer, "
         "minimum, super_groups, super_flat, scale_values.");
-  m.def("kernels", &kernels, "Every kernel: name, isa, family, mr, nr, kr, batch_invariant, runnable.");
+  m.def("kernels", &kernels, "Every kernel: name, isa, family, mr, nr, kr, batch_invariant, runnable, device.");
   m.def("explain", &explain, arg("family"), arg("format"), arg("m"), arg("n"), arg("k"), arg("group_k"), arg("x_dtype"),
-        "The kernels of a family for a problem, best first: kernel, chosen, reason it is not.");
+        arg("device") = "cpu", arg("arch") = 0, arg("group_n") = 1, arg("x_group") = 0, arg("accum") = "promoted",
+        "The kernels of a family for a problem, best first: kernel, chosen, reason it is not. device='cuda': on a device "
+        "of compute capability arch / 10, or (0) the current one.");
+  m.def("cuda", &cuda,
+        "The CUDA side: architectures built for, problem (why none of its kernels runs here, or ''), devices.");
   m.def("cpu_isas", &cpu_isas, "The CPU levels, worst first: name, supported.");
   m.def("cpu_isa", [] { return lowbit_cpu_isa_name(lowbit_cpu_isa()); }, "The CPU level in use.");
   m.def("set_cpu_isa", &set_cpu_isa, arg("name"), "Uses another CPU level. Not while kernels run.");
