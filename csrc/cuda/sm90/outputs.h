@@ -3,7 +3,7 @@
 //   y[m][n] = to_y(fma(sum * row_scale[n], column_scale[m] * global, bias[n]))
 #pragma once
 
-#include "cuda/common/convert.h"
+#include "cuda/generic/epilogue.h"
 #include "cuda/sm90/pipeline.h"
 
 namespace lowbit::cuda::sm90 {
@@ -31,21 +31,6 @@ struct place {
   LOWBIT_DEVICE int row(int h) const { return strip * 64 + row_in_strip(h); }
   LOWBIT_DEVICE int column(int j, int c) const { return first_column + 8 * j + c; }
 };
-
-LOWBIT_DEVICE float load_float(const void* data, int64_t i, int dtype) {
-  switch (dtype) {
-    case LOWBIT_F32:
-      return global_load<float>(static_cast<const float*>(data) + i);
-    case LOWBIT_F16:
-      return to_float<f16_t>(global_load<uint16_t>(static_cast<const uint16_t*>(data) + i));
-    default:
-      return to_float<bf16_t>(global_load<uint16_t>(static_cast<const uint16_t*>(data) + i));
-  }
-}
-
-LOWBIT_DEVICE uint32_t pack_outputs(float low, float high, int dtype) {
-  return dtype == LOWBIT_F16 ? pack2<f16_t>(low, high) : pack2<bf16_t>(low, high);
-}
 
 // `sum(j, h, c)` is a thread's sum as fp32.
 template <class T, class Sum>
@@ -88,7 +73,7 @@ LOWBIT_DEVICE void store_outputs(const outputs& o, const place& at, uint32_t sta
       uint32_t r[4];
       LOWBIT_UNROLL
       for (int q = 0; q < 4; ++q)
-        r[q] = pack_outputs(value(j + q / 2, q % 2, 0), value(j + q / 2, q % 2, 1), o.y_dtype);
+        r[q] = pack_pair(value(j + q / 2, q % 2, 0), value(j + q / 2, q % 2, 1), o.y_dtype);
       const int block = lane / 8;
       stmatrix_transposed<4>(
           staging + ((i + block / 2) * 8 + lane % 8) * T::out_pitch + (warp_index() % 4 * 16 + block % 2 * 8) * 2, r);
