@@ -72,8 +72,7 @@ LOWBIT_DEVICE void store_outputs(const outputs& o, const place& at, uint32_t sta
       const int j = first / 8 + i;
       uint32_t r[4];
       LOWBIT_UNROLL
-      for (int q = 0; q < 4; ++q)
-        r[q] = pack_pair(value(j + q / 2, q % 2, 0), value(j + q / 2, q % 2, 1), o.y_dtype);
+      for (int q = 0; q < 4; ++q) r[q] = pack_pair(value(j + q / 2, q % 2, 0), value(j + q / 2, q % 2, 1), o.y_dtype);
       const int block = lane / 8;
       stmatrix_transposed<4>(
           staging + ((i + block / 2) * 8 + lane % 8) * T::out_pitch + (warp_index() % 4 * 16 + block % 2 * 8) * 2, r);

@@ -1,6 +1,6 @@
 // The skeleton of every sm_90 kernel: one warpgroup brings stages of K into shared memory, the others multiply.
 //
-//   stage     x: rows of the tile x 128 bytes of K, 128B swizzle     (TMA box; zeros outside x)
+//   stage     x: rows of the tile x 128 bytes of K, 128B swizzle     (TMA boxes; zeros outside x)
 //             w: strips of the tile x the same columns, as fragments (bulk copy; contiguous in the packed weight),
 //                and where fragments are decoded their scales and zero points, [groups of these columns][64]
 //   full      completes when a stage's bytes have landed;  empty: when every consumer warpgroup has let it go
@@ -19,8 +19,8 @@ namespace lowbit::cuda::sm90 {
 inline constexpr int warpgroup = 128;
 inline constexpr int box_bytes = 128;  // of K in one row of x
 
-// What a kernel's tile is. `stage_k` columns a stage are 128 bytes of x. ScaleBytes: the most that the scales and zero
-// points of a strip's stage may take.
+// What a kernel's tile is. `stage_k` columns a stage are 128 bytes of x, or as many boxes of them as a fragment tile is
+// deep. ScaleBytes: the most that the scales and zero points of a strip's stage may take.
 template <class Mma, int XBytes, int WBits, int Consumers, int Columns, int Stages, int Cluster, int ScaleBytes = 0>
 struct tile {
   using mma = Mma;
@@ -32,10 +32,13 @@ struct tile {
   static constexpr int cluster = Cluster;  // CTAs that share rows of x, each bringing its part to all
   static constexpr int threads = (consumers + 1) * warpgroup;
 
-  static constexpr int stage_k = box_bytes / x_bytes;
-  static constexpr int mma_k = 32 / x_bytes;           // columns of one product
-  static constexpr int products = stage_k / mma_k;     // 4 a stage
-  static constexpr int x_stage = columns * box_bytes;  // bytes
+  static constexpr int tile_k = 256 / w_bits;
+  static constexpr int box_k = box_bytes / x_bytes;
+  static constexpr int stage_k = box_k < tile_k ? tile_k : box_k;
+  static constexpr int mma_k = 32 / x_bytes;         // columns of one product
+  static constexpr int products = stage_k / mma_k;   // a stage
+  static constexpr int x_box = columns * box_bytes;  // bytes
+  static constexpr int x_stage = x_box * (stage_k / box_k);
   static constexpr int strip_stage = 64 * stage_k * w_bits / 8;
   static constexpr int scale_stage = ScaleBytes;
   static constexpr int stage_bytes = (x_stage + consumers * (strip_stage + scale_stage) + 1023) / 1024 * 1024;
@@ -160,12 +163,16 @@ LOWBIT_DEVICE void produce(const operands& a, uint32_t shared) {
         zero_bytes = a.zero_points ? groups.count * 64 : 0;
       }
       mbarrier_expect_bytes(r.full(), T::x_stage + T::consumers * (T::strip_stage + scale_bytes + zero_bytes));
-      const uint32_t x = r.x() + rank * share * box_bytes;
       const int row = x_block * T::columns + rank * share;
-      if constexpr (T::cluster > 1)
-        tensor_copy_multicast(x, a.x, step * T::stage_k, row, r.full(), (1u << T::cluster) - 1);
-      else
-        tensor_copy(x, a.x, step * T::stage_k, row, r.full());
+      LOWBIT_UNROLL
+      for (int b = 0; b < T::stage_k / T::box_k; ++b) {
+        const uint32_t x = r.x() + b * T::x_box + rank * share * box_bytes;
+        const int column = step * T::stage_k + b * T::box_k;
+        if constexpr (T::cluster > 1)
+          tensor_copy_multicast(x, a.x, column, row, r.full(), (1u << T::cluster) - 1);
+        else
+          tensor_copy(x, a.x, column, row, r.full());
+      }
       LOWBIT_UNROLL
       for (int s = 0; s < T::consumers; ++s) {
         const int wanted = first_strip + s, strip = wanted < a.strips ? wanted : a.strips - 1;  // there is always one
@@ -193,14 +200,20 @@ LOWBIT_DEVICE void release(const ring<T>& r) {
   }
 }
 
-// Issues products [first, first + count) of a stage: sums (+)= w x.
-template <class T, int first, int count, class Sum>
+// B of the i-th product of a stage: 32 bytes along K, in box i / 4.
+template <class T>
+LOWBIT_DEVICE uint64_t x_descriptor(uint32_t x, int i) {
+  return wgmma_descriptor(x + i / 4 * T::x_box + i % 4 * 32);
+}
+
+// Issues the products of a stage: sums (+)= w x.
+template <class T, class Sum>
 LOWBIT_DEVICE void multiply(Sum (&sums)[T::columns / 2], const uint32_t (&a)[T::products][4], uint32_t x,
                             bool accumulate) {
   wgmma_fence();
   LOWBIT_UNROLL
-  for (int i = first; i < first + count; ++i)
-    wgmma<typename T::mma, T::columns>::run(sums, a[i], wgmma_descriptor(x + i * 32), accumulate || i > first);
+  for (int i = 0; i < T::products; ++i)
+    wgmma<typename T::mma, T::columns>::run(sums, a[i], x_descriptor<T>(x, i), accumulate || i > 0);
   wgmma_commit();
 }
 
@@ -226,7 +239,7 @@ LOWBIT_DEVICE void multiply_all(Sum (&sums)[T::columns / 2], ring<T>& r, int ste
     mbarrier_wait(r.full(), r.parity);
     load(a, own_strip(r), step);
     hold(sums);
-    multiply<T, 0, T::products>(sums, a, r.x(), step > 0);
+    multiply<T>(sums, a, r.x(), step > 0);
     r.advance();
     if (step == 0) return;
     wgmma_wait<1>();
@@ -257,7 +270,7 @@ LOWBIT_DEVICE void multiply_blocks(float (&sums)[T::columns / 2], ring<T>& r, in
     mbarrier_wait(r.full(), r.parity);
     load(a, own_strip(r), step);
     hold(part);
-    multiply<T, 0, T::products>(part, a, r.x(), !first);
+    multiply<T>(part, a, r.x(), !first);
     wgmma_wait<0>();
     hold(part);
     release<T>(r);
@@ -283,7 +296,7 @@ LOWBIT_DEVICE void multiply_products(float (&sums)[T::columns / 2], ring<T>& r, 
       for (int q = 0; q < 4; ++q) fragment[q] = halves == 1 || i % 2 == q / 2 ? whole[q] : 0;
       hold(part);
       wgmma_fence();
-      wgmma<typename T::mma, T::columns>::run(part, fragment, wgmma_descriptor(r.x() + i / halves * 32), false);
+      wgmma<typename T::mma, T::columns>::run(part, fragment, x_descriptor<T>(r.x(), i / halves), false);
       wgmma_commit();
       wgmma_wait<0>();
       hold(part);
