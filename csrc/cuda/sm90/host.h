@@ -27,9 +27,11 @@ lowbit_status make_operands(const gemm_problem& p, operands* in) {
   in->order = {static_cast<int>(ceil_div(s.strips, T::consumers * T::cluster)),
                static_cast<int>(ceil_div(p.m, T::columns))};
   in->axis = {static_cast<int>(s.span), static_cast<int>(s.groups)};
-  in->scales = static_cast<const uint8_t*>(p.w.scales());
-  in->scale_line = static_cast<int>(64 * dtype_bytes(p.w.scale_dtype));
-  in->zero_points = reinterpret_cast<const uint8_t*>(p.w.zero_points());
+  if (T::scale_stage > 0 && s.groups > 1) {
+    in->scales = static_cast<const uint8_t*>(p.w.scales());
+    in->scale_line = static_cast<int>(64 * dtype_bytes(p.w.scale_dtype));
+    in->zero_points = reinterpret_cast<const uint8_t*>(p.w.zero_points());
+  }
   return make_tensor_map(&in->x, T::x_bytes, p.x, s.k, p.m, p.x_stride * T::x_bytes, T::columns / T::cluster);
 }
 
@@ -44,6 +46,7 @@ inline outputs make_outputs(const gemm_problem& p) {
   o.bias = p.bias;
   o.bias_dtype = p.bias_dtype;
   o.global_scale = p.w.global_scale();
+  o.factor = 1;
   return o;
 }
 

@@ -21,6 +21,7 @@ struct outputs {
   const float* column_scale;  // of x, [m] or [1], or null: 1
   bool one_column_scale;
   const float* global_scale;  // or null: 1
+  float factor;               // of every sum, a power of two
 };
 
 // Where a thread's sums lie: d[4 j + 2 h + c] is output `row(h)` and row of x `column(j, c)` (wgmma.h).
@@ -32,6 +33,17 @@ struct place {
   LOWBIT_DEVICE int column(int j, int c) const { return first_column + 8 * j + c; }
 };
 
+// fp32 of a scale of any type.
+LOWBIT_DEVICE float load_scale(const void* scales, int64_t i, int dtype) {
+  const uint8_t* const bytes = static_cast<const uint8_t*>(scales);
+  if (dtype == LOWBIT_E4M3) return low<f16_t>(e4m3x2_to_f16x2(global_load<uint8_t>(bytes + i)));
+  if (dtype == LOWBIT_E8M0) {  // 2^-127 is denormal
+    const uint32_t exponent = global_load<uint8_t>(bytes + i);
+    return as_float(exponent == 0 ? 0x400000u : exponent << 23);
+  }
+  return load_float(scales, i, dtype);
+}
+
 // `sum(j, h, c)` is a thread's sum as fp32.
 template <class T, class Sum>
 LOWBIT_DEVICE void store_outputs(const outputs& o, const place& at, uint32_t staging, const Sum& sum) {
@@ -39,10 +51,10 @@ LOWBIT_DEVICE void store_outputs(const outputs& o, const place& at, uint32_t sta
   LOWBIT_UNROLL
   for (int h = 0; h < 2; ++h) {
     const bool inside = at.row(h) < o.n;
-    row_scale[h] = o.row_scale && inside ? load_float(o.row_scale, at.row(h), o.row_scale_dtype) : 1.0f;
+    row_scale[h] = o.row_scale && inside ? load_scale(o.row_scale, at.row(h), o.row_scale_dtype) : 1.0f;
     bias[h] = o.bias && inside ? load_float(o.bias, at.row(h), o.bias_dtype) : 0.0f;
   }
-  const float global = o.global_scale ? global_load<float>(o.global_scale) : 1.0f;
+  const float global = (o.global_scale ? global_load<float>(o.global_scale) : 1.0f) * o.factor;
   const auto value = [&](int j, int h, int c) {
     float scale = global;
     if (o.column_scale && at.column(j, c) < o.m)

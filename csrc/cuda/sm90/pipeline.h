@@ -109,7 +109,7 @@ struct operands {
   int steps;  // stages along K
   tile_order order;
   group_axis axis;
-  const uint8_t* scales;       // [strips][groups][64], where the kernel's stages hold them
+  const uint8_t* scales;       // [strips][groups][64] where the kernel's stages hold them, or null
   const uint8_t* zero_points;  // int8, or null
   int scale_line;              // bytes of 64 scales
 };
@@ -156,7 +156,8 @@ LOWBIT_DEVICE void produce(const operands& a, uint32_t shared) {
       mbarrier_wait(r.empty(), r.parity ^ 1);
       int scale_bytes = 0, zero_bytes = 0;
       int64_t first_group = 0;
-      if constexpr (T::scale_stage > 0) {
+      const bool scales = T::scale_stage > 0 && a.scales;
+      if (scales) {
         const stage_groups<T> groups(a.axis, step);
         first_group = groups.first;
         scale_bytes = groups.count * a.scale_line;
@@ -178,11 +179,11 @@ LOWBIT_DEVICE void produce(const operands& a, uint32_t shared) {
         const int wanted = first_strip + s, strip = wanted < a.strips ? wanted : a.strips - 1;  // there is always one
         bulk_copy<cache::streaming>(r.strip(s), a.codes + strip * a.strip_bytes + int64_t{step} * T::strip_stage,
                                     T::strip_stage, r.full());
-        if constexpr (T::scale_stage > 0) {
+        if (scales) {
           const int64_t line = int64_t{strip} * a.axis.groups + first_group;
-          const uint32_t scales = r.scales(r.strip(s));
-          bulk_copy(scales, a.scales + line * a.scale_line, scale_bytes, r.full());
-          if (a.zero_points) bulk_copy(scales + scale_bytes, a.zero_points + line * 64, zero_bytes, r.full());
+          const uint32_t to = r.scales(r.strip(s));
+          bulk_copy(to, a.scales + line * a.scale_line, scale_bytes, r.full());
+          if (a.zero_points) bulk_copy(to + scale_bytes, a.zero_points + line * 64, zero_bytes, r.full());
         }
       }
     }

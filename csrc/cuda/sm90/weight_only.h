@@ -22,8 +22,9 @@ struct weight_only_arguments {
   outputs out;
   decode_constants constants;
   int scale_dtype;
-  float scale_factor;  // of every scale: the powers of two that raw values owe
-  int integer_offset;  // of codes as they are stored
+  float scale_factor;  // of every scale: the powers of two that raw values owe, as far as scales pay them
+  float bias;          // what raw values are too large by, the format's offset included
+  const int8_t* zero_points;
 };
 
 // Scales and offsets of a lane's two rows, as A's type wants them.
@@ -40,9 +41,25 @@ LOWBIT_DEVICE row_scales scales_of(const weight_only_arguments& a, const stage_g
     const float scale = shared_scale(line, row, a.scale_dtype) * a.scale_factor;
     s.scale[h] = pack2<X>(scale, scale);
     if constexpr (T::codes::offset) {
-      const int zero = a.in.zero_points ? static_cast<int8_t>(shared_load<uint8_t>(zeros + row)) : 0;
-      const float offset = -(T::codes::template bias<X> + static_cast<float>(a.integer_offset + zero));
-      s.offset[h] = pack2<X>(offset, offset);
+      const float zero = a.in.zero_points ? static_cast<float>(shared_load<int8_t>(zeros + row)) : 0.0f;
+      s.offset[h] = pack2<X>(-a.bias - zero, -a.bias - zero);
+    }
+  }
+  return s;
+}
+
+// Where K is one group, its scale waits for the sums, so that W is exact; the zero point is loaded once.
+template <class T>
+LOWBIT_DEVICE row_scales constant_scales(const weight_only_arguments& a, const place& at) {
+  using X = typename T::x_type;
+  row_scales s;
+  LOWBIT_UNROLL
+  for (int h = 0; h < 2; ++h) {
+    s.scale[h] = pack2<X>(a.scale_factor, a.scale_factor);
+    if constexpr (T::codes::offset) {
+      const bool inside = a.zero_points && at.row(h) < a.out.n;
+      const float zero = inside ? static_cast<float>(global_load<int8_t>(a.zero_points + at.row(h))) : 0.0f;
+      s.offset[h] = pack2<X>(-a.bias - zero, -a.bias - zero);
     }
   }
   return s;
@@ -75,14 +92,15 @@ struct lane_words {
   LOWBIT_DEVICE int columns(int i) const { return T::w_bits == 8 ? lane_index() % 2 : i; }
 };
 
+// Fragments of a stage. `s` holds the scales of all of K, or where there are groups takes theirs.
 template <class T>
 LOWBIT_DEVICE void load_weights(const weight_only_arguments& a, uint32_t (&fragments)[T::products][4], uint32_t strip,
-                                int step, const place& at) {
+                                int step, const place& at, row_scales& s) {
   const stage_groups<T> groups(a.in.axis, step);
   const uint32_t scales = ring<T>::scales(strip);
   lane_words<T> lane(strip);
   int group = groups.first;
-  row_scales s = scales_of<T>(a, groups, scales, group, at);
+  if (a.in.scales) s = scales_of<T>(a, groups, scales, group, at);
   LOWBIT_UNROLL
   for (int i = 0; i < T::products; ++i) {
     if (i > 0 && groups.count > 1) {  // a group is whole 16s
@@ -98,9 +116,11 @@ template <class T>
 LOWBIT_KERNEL(T::threads, 1)
 void weight_only_kernel(const LOWBIT_GRID_CONSTANT weight_only_arguments a) {
   run_tiles<T>(a.in, [&](uint32_t staging, ring<T>& r, const place& at) {
+    row_scales scales{};
+    if (!a.in.scales) scales = constant_scales<T>(a, at);
     float sums[T::columns / 2];
     multiply_all<T>(sums, r, a.in.steps, [&](uint32_t (&fragments)[T::products][4], uint32_t strip, int step) {
-      load_weights<T>(a, fragments, strip, step, at);
+      load_weights<T>(a, fragments, strip, step, at, scales);
     });
     store_outputs<T>(a.out, at, staging, [&](int j, int h, int c) { return sums[4 * j + 2 * h + c]; });
   });
