@@ -1,6 +1,7 @@
 // The C API on CUDA devices: the same checks, less those of values, which stay on the device.
 #include "api.h"
 
+#include "cuda/sm80/quantize.h"
 #include "cuda/sm80/weights.h"
 #include "dispatch/cuda.h"
 #include "layout/fragments.h"
@@ -203,4 +204,11 @@ lowbit_status api::gemm_cuda(const lowbit_gemm_args& a) {
         return status;
   }
   return plan.kernel->run(p, plan.device);
+}
+
+lowbit_status api::quantize_cuda(const quantize_problem& problem, void* stream) {
+  if (const lowbit_status status = check_usable()) return status;
+  if (problem.m == 0) return LOWBIT_OK;
+  if constexpr (cuda::built) return cuda::sm80::quantize(problem, stream);
+  return LOWBIT_UNSUPPORTED;
 }
