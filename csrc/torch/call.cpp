@@ -57,10 +57,9 @@ void expect_dtype(const tensor& t, const char* argument, dtype wanted) {
     invalid(std::string(argument) + " has dtype " + name_of(t.type()) + ": it must be " + name_of(wanted));
 }
 
-void expect_shape(const tensor& t, const char* argument, std::initializer_list<int64_t> sizes) {
+void expect_shape(const tensor& t, const char* argument, std::span<const int64_t> sizes) {
   if (!std::ranges::equal(t.sizes(), sizes))
-    invalid(std::string(argument) + " has shape " + shape_text(t.sizes()) + ": it must be " +
-            shape_text(std::span<const int64_t>(sizes.begin(), sizes.size())));
+    invalid(std::string(argument) + " has shape " + shape_text(t.sizes()) + ": it must be " + shape_text(sizes));
 }
 
 void expect_contiguous(const tensor& t, const char* argument) {

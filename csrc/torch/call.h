@@ -23,7 +23,10 @@ lowbit_dtype float_dtype(dtype which, const char* argument);
 
 // Refuse a tensor of another dtype or shape, or one whose elements do not lie side by side.
 void expect_dtype(const tensor& t, const char* argument, dtype wanted);
-void expect_shape(const tensor& t, const char* argument, std::initializer_list<int64_t> sizes);
+void expect_shape(const tensor& t, const char* argument, std::span<const int64_t> sizes);
+inline void expect_shape(const tensor& t, const char* argument, std::initializer_list<int64_t> sizes) {
+  expect_shape(t, argument, std::span<const int64_t>(sizes.begin(), sizes.size()));
+}
 void expect_contiguous(const tensor& t, const char* argument);
 
 int64_t ceil_div(int64_t a, int64_t b);

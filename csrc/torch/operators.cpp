@@ -6,6 +6,9 @@
 //   scales       [ceil(n / group_n), ceil(k / group_k)] float32, float16, bfloat16, or uint8 where the format has
 //                e8m0 or e4m3 scales
 //   zero_points  int8, the shape of scales
+//   mins         the shape and dtype of scales, of formats with minima
+//   super_*      of formats with scales of two levels: float16 [n, ceil(groups / super_groups)], or float32
+//                [ceil(n * groups / super_groups)]
 #include "operators.h"
 
 #include <torch/csrc/stable/library.h>
@@ -27,13 +30,17 @@ STABLE_TORCH_LIBRARY(lowbit, m) {
 
   m.def(
       "pack(Tensor codes, Tensor scales, Tensor? zero_points, float global_scale, str format, SymInt n, SymInt k, "
-      "SymInt group_n, SymInt group_k) -> Tensor");
-  m.def("unpack(Tensor packed, Tensor(a!) codes, Tensor(b!) scales, Tensor(c!)? zero_points) -> ()");
+      "SymInt group_n, SymInt group_k, Tensor? mins=None, Tensor? super_scales=None, Tensor? super_mins=None, "
+      "float scale_offset=0.0) -> Tensor");
+  m.def(
+      "unpack(Tensor packed, Tensor(a!) codes, Tensor(b!) scales, Tensor(c!)? zero_points, Tensor(d!)? mins=None, "
+      "Tensor(e!)? super_scales=None, Tensor(f!)? super_mins=None) -> ()");
   // [n, k] in dtype.
   m.def("dequantize_packed(Tensor packed, SymInt n, SymInt k, ScalarType dtype) -> Tensor");
   m.def(
       "dequantize(Tensor codes, Tensor scales, Tensor? zero_points, float global_scale, str format, SymInt n, "
-      "SymInt k, SymInt group_n, SymInt group_k, ScalarType dtype) -> Tensor");
+      "SymInt k, SymInt group_n, SymInt group_k, ScalarType dtype, Tensor? mins=None, Tensor? super_scales=None, "
+      "Tensor? super_mins=None, float scale_offset=0.0) -> Tensor");
   // codes for w [n, k] and divisor, of the shape of scales.
   m.def("encode(Tensor w, Tensor divisor, Tensor? zero_points, str format, SymInt group_n, SymInt group_k) -> Tensor");
 }

@@ -17,12 +17,18 @@ std::tuple<tensor, tensor, tensor> quantize_rows(tensor x, bool symmetric);
 
 // weights.cpp
 tensor pack(const tensor& codes, const tensor& scales, const std::optional<tensor>& zero_points, double global_scale,
-            const std::string& format, int64_t n, int64_t k, int64_t group_n, int64_t group_k);
-void unpack(const tensor& packed, const tensor& codes, const tensor& scales, const std::optional<tensor>& zero_points);
+            const std::string& format, int64_t n, int64_t k, int64_t group_n, int64_t group_k,
+            const std::optional<tensor>& mins, const std::optional<tensor>& super_scales,
+            const std::optional<tensor>& super_mins, double scale_offset);
+void unpack(const tensor& packed, const tensor& codes, const tensor& scales, const std::optional<tensor>& zero_points,
+            const std::optional<tensor>& mins, const std::optional<tensor>& super_scales,
+            const std::optional<tensor>& super_mins);
 tensor dequantize_packed(const tensor& packed, int64_t n, int64_t k, dtype type);
 tensor dequantize(const tensor& codes, const tensor& scales, const std::optional<tensor>& zero_points,
                   double global_scale, const std::string& format, int64_t n, int64_t k, int64_t group_n,
-                  int64_t group_k, dtype type);
+                  int64_t group_k, dtype type, const std::optional<tensor>& mins,
+                  const std::optional<tensor>& super_scales, const std::optional<tensor>& super_mins,
+                  double scale_offset);
 tensor encode(const tensor& w, const tensor& divisor, const std::optional<tensor>& zero_points,
               const std::string& format, int64_t group_n, int64_t group_k);
 

@@ -8,6 +8,7 @@ dtype torch_dtype(lowbit_dtype which) {
   static const dtype types[] = {
       {aoti_torch_dtype_float32()}, {aoti_torch_dtype_float16()}, {aoti_torch_dtype_bfloat16()},
       {aoti_torch_dtype_int8()},    {aoti_torch_dtype_uint8()},   {aoti_torch_dtype_uint8()},
+      {aoti_torch_dtype_uint8()},
   };
   return types[which];
 }
