@@ -50,8 +50,8 @@ lowbit_status check_gemm(const lowbit_gemm_args& a, const format_row& format, in
                 a.activation);
   if (a.family == LOWBIT_FP8 && (a.activation == LOWBIT_DYNAMIC_ASYMMETRIC || a.x_zero_point))
     return fail(LOWBIT_INVALID_VALUE, "fp8 activations have no zero points");
-  if (a.x_group != 0 && (a.family != LOWBIT_FP8 || a.x_group < 1))
-    return fail(LOWBIT_INVALID_VALUE, "x_group is %lld: only the fp8 family has activation scales for groups of columns",
+  if (a.x_group != 0 && (a.family != LOWBIT_FP8 || a.x_group != 128))
+    return fail(LOWBIT_INVALID_VALUE, "x_group is %lld: 0, or 128 with the fp8 family",
                 static_cast<long long>(a.x_group));
   if (!given) return LOWBIT_OK;
   const int64_t groups = a.x_group ? ceil_div(k, a.x_group) : 1;
@@ -276,6 +276,10 @@ lowbit_status lowbit_quantize(const lowbit_quantize_args* a) {
   p.scales = a->scales;
   p.scale_stride = a->scale_stride;
   p.zero_points = a->zero_points;
+#ifdef LOWBIT_SOON
   if (const lowbit_status status = check_quantize(p)) return status;
   return a->device == LOWBIT_CUDA ? api::quantize_cuda(p, a->stream) : quantize(p, a->parallel);
+#else
+  return LOWBIT_UNSUPPORTED;
+#endif
 }
