@@ -56,9 +56,12 @@ std::tuple<tensor, tensor, tensor> quantize_rows(tensor x, bool symmetric) {
   args.q = q.mutable_data();
   args.q_stride = r.k;
   args.scales = scale.mutable_data();
-  args.zero_points = static_cast<int32_t*>(zero_point.mutable_data());
   args.parallel = &on.threads;
   args.stream = on.stream;
+  if (symmetric)
+    zero_point.zero();
+  else
+    args.zero_points = static_cast<int32_t*>(zero_point.mutable_data());
   check(lowbit_quantize(&args));
   return {std::move(q), std::move(scale), std::move(zero_point)};
 }

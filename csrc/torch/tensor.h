@@ -90,6 +90,7 @@ class tensor {
     TORCH_ERROR_CODE_CHECK(aoti_torch_is_contiguous(handle_, &contiguous));
     return contiguous;
   }
+  void zero() { TORCH_ERROR_CODE_CHECK(aoti_torch_zero_(handle_)); }
   tensor contiguous() const;  // a copy, unless it is contiguous already
 
   const void* data() const {

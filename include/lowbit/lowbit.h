@@ -170,6 +170,7 @@ typedef struct lowbit_encode_args {
   void* codes;  // [n][ceil(k * bits / 8)]
 } lowbit_encode_args;
 LOWBIT_API lowbit_status lowbit_encode(const lowbit_encode_args* args, const lowbit_parallel* parallel);
+LOWBIT_API lowbit_status lowbit_encode_cuda(const lowbit_encode_args* args, void* stream);
 
 // ---- multiplication ----------------------------------------------------------------------------------------
 
