@@ -45,7 +45,7 @@ LOWBIT_KERNEL(arranging::warps * 32, 1) void arrange_kernel(const arrange_argume
   }
   const uint32_t rows = shared_base() + warp_index() * activation_tile_rows * arranging::pitch,
                  own = rows + g * arranging::pitch;
-  shared_store(own + 16 * t, v);
+  shared_store<u32x4>(own + 16 * t, v);
   sync_warp();
 
   uint32_t words[4];
@@ -60,7 +60,7 @@ LOWBIT_KERNEL(arranging::warps * 32, 1) void arrange_kernel(const arrange_argume
           permute_bytes(shared_load<uint16_t>(first), shared_load<uint16_t>(first + (a.bits == 4 ? 8 : 16)), 0x5140);
     }
   }
-  global_store(a.to + tile * activation_tile_bytes + lane * 16, u32x4{words[0], words[1], words[2], words[3]});
+  global_store<u32x4>(a.to + tile * activation_tile_bytes + lane * 16, u32x4{words[0], words[1], words[2], words[3]});
 }
 
 // x[m][k], bytes `stride` apart, for a W of `shape`.

@@ -97,24 +97,24 @@ void bytes_skinny_kernel(const byte_arguments a) {
     for (int i = 0; i < MT * NT * 2; ++i) {
       sum(&c)[4] = sums[i / (NT * 2)][i / 2 % NT];
       const int h = i % 2 * 2, row = i / (NT * 2) * 16 + i % 2 * 8 + lane / 4;
-      shared_store(slot + ((i / 2 % NT * 32 + row) * 8 + lane % 4 * 2) * 4,
+      shared_store<u32x2>(slot + ((i / 2 % NT * 32 + row) * 8 + lane % 4 * 2) * 4,
                    u32x2{std::bit_cast<uint32_t>(c[h]), std::bit_cast<uint32_t>(c[h + 1])});
       c[h] = c[h + 1] = 0;
     }
-    shared_store(slot + T::w_scale + lane * 4, scales.w);
+    shared_store<float>(slot + T::w_scale + lane * 4, scales.w);
     if constexpr (F::zeros) {
-      if (a.w_zero) shared_store(slot + T::w_zero + lane * 4, scales.w_zero);
-      if (a.x_zero) shared_store(slot + T::code_sum + lane * 4, scales.code_sum);
+      if (a.w_zero) shared_store<int32_t>(slot + T::w_zero + lane * 4, scales.w_zero);
+      if (a.x_zero) shared_store<int32_t>(slot + T::code_sum + lane * 4, scales.code_sum);
       LOWBIT_UNROLL
       for (int j = 0; j < NT; ++j) {
         if (a.w_zero && lane < 4)
-          shared_store(slot + T::q_sums + (j * 8 + lane * 2) * 4,
+          shared_store<u32x2>(slot + T::q_sums + (j * 8 + lane * 2) * 4,
                        u32x2{static_cast<uint32_t>(q_sums[j][0]), static_cast<uint32_t>(q_sums[j][1])});
         LOWBIT_UNROLL
         for (int i = 0; i < 4; ++i) q_sums[j][i] = 0;
       }
     } else {
-      shared_store(slot + T::x_scale + lane * 4, scales.x);
+      shared_store<float>(slot + T::x_scale + lane * 4, scales.x);
     }
   };
 
@@ -260,7 +260,7 @@ void bytes_skinny_kernel(const byte_arguments a) {
   }
 
   LOWBIT_UNROLL
-  for (int j = 0; j < NT; ++j) shared_store(staging + staging_offset(32, j * 8 + thread_index() % 8, row), y[j]);
+  for (int j = 0; j < NT; ++j) shared_store<float>(staging + staging_offset(32, j * 8 + thread_index() % 8, row), y[j]);
   sync_threads();
   constexpr int workers = 32 * T::x_rows / 4 < T::threads ? 32 * T::x_rows / 4 : T::threads;
   if (thread_index() < workers)
