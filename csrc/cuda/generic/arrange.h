@@ -22,7 +22,8 @@ namespace arranging {
 inline constexpr int warps = 8, pitch = 80;  // bytes: rows lie in different banks
 }
 
-LOWBIT_KERNEL(arranging::warps * 32, 1) inline void arrange_kernel(const arrange_arguments a) {
+template <int = 0>  // one copy, however many files launch it
+LOWBIT_KERNEL(arranging::warps * 32, 1) void arrange_kernel(const arrange_arguments a) {
   const int lane = lane_index(), g = lane / 4, t = lane % 4;
   const int64_t tile = static_cast<int64_t>(cta_index()) * arranging::warps + warp_index();
   if (tile >= ceil_div(a.m, activation_tile_rows) * a.tiles) return;
@@ -42,8 +43,9 @@ LOWBIT_KERNEL(arranging::warps * 32, 1) inline void arrange_kernel(const arrange
     }
     v = {words[0], words[1], words[2], words[3]};
   }
-  const uint32_t rows = shared_base() + warp_index() * activation_tile_rows * arranging::pitch, own = rows + g * arranging::pitch;
-  shared_store(own + 16 * t, v);
+  const uint32_t rows = shared_base() + warp_index() * activation_tile_rows * arranging::pitch,
+                 own = rows + g * arranging::pitch;
+  shared_store<u32x4>(own + 16 * t, v);
   sync_warp();
 
   uint32_t words[4];
@@ -54,10 +56,11 @@ LOWBIT_KERNEL(arranging::warps * 32, 1) inline void arrange_kernel(const arrange
       words[i] = shared_load<uint32_t>(columns + i % 2 * 16 + 4 * t);
     } else {
       const uint32_t first = columns + (a.bits == 4 ? i % 2 * 16 : i % 2 * 8) + 2 * t;
-      words[i] = permute_bytes(shared_load<uint16_t>(first), shared_load<uint16_t>(first + (a.bits == 4 ? 8 : 16)), 0x5140);
+      words[i] =
+          permute_bytes(shared_load<uint16_t>(first), shared_load<uint16_t>(first + (a.bits == 4 ? 8 : 16)), 0x5140);
     }
   }
-  global_store(a.to + tile * activation_tile_bytes + lane * 16, u32x4{words[0], words[1], words[2], words[3]});
+  global_store<u32x4>(a.to + tile * activation_tile_bytes + lane * 16, u32x4{words[0], words[1], words[2], words[3]});
 }
 
 // x[m][k], bytes `stride` apart, for a W of `shape`.
@@ -80,7 +83,7 @@ inline lowbit_status arrange(const fragment_shape& shape, const void* x, int64_t
   launched.threads = arranging::warps * 32;
   launched.shared_bytes = arranging::warps * activation_tile_rows * arranging::pitch;
   launched.stream = stream;
-  return launch<arrange_kernel>(launched, a);
+  return launch<arrange_kernel<>>(launched, a);
 }
 
 }  // namespace lowbit::cuda

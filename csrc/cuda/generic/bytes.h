@@ -4,7 +4,8 @@
 // K is summed in segments, each by the tensor core alone; the chain that joins them is fp32 and in the order of K:
 //
 //   integer   s = sum (q - x_zero) (code - zero) exactly;   y = fma(float(s), w_scale, y)
-//   fp8       s = sum q code;                               y = fma(s, w_scale x_scale, y) where scales change, or y + s
+//   fp8       s = sum q code;                               y = fma(s, w_scale x_scale, y) where scales change, or y +
+//   s
 //
 // Both kernels, bytes_skinny.h and bytes_tiled.h, do these operations in this order: their results are the same bits.
 #pragma once
@@ -86,6 +87,15 @@ struct weight_words {
   // Codes of the k32 at `first` (a word) as signed bytes, times 2^(8 - bits): 3 integer instructions for 8 codes of 4
   // bits, 7 for 16 of 2. Stored codes are the values and 2^(bits - 1): that bit flipped is two's complement.
   LOWBIT_DEVICE void operands(int first, uint32_t (&a)[4]) const { decode(&word[first], a); }
+  // Of a k32 that is not known when the code is made.
+  LOWBIT_DEVICE void operands_at(int k32, uint32_t (&a)[4]) const {
+    constexpr int words = bits / 2;
+    uint32_t w[words];
+    LOWBIT_UNROLL
+    for (int i = 0; i < words; ++i)
+      w[i] = k32 < 2 ? (k32 == 0 ? word[i] : word[words + i]) : (k32 == 2 ? word[2 * words + i] : word[3 * words + i]);
+    decode(w, a);
+  }
 
   LOWBIT_DEVICE static void decode(const uint32_t* w, uint32_t (&a)[4]) {
     constexpr int mask_and_flip = (0xf0 & 0xcc) ^ 0xaa;

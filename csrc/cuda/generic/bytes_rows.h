@@ -51,7 +51,8 @@ inline const char* bytes_refusal(const gemm_problem& p) {
   return nullptr;
 }
 
-// The skinny kernel with 8 NT rows of x, up to twice as many CTAs high where the tiles would leave half of the SMs idle.
+// The skinny kernel with 8 NT rows of x, up to twice as many CTAs high where the tiles would leave half of the SMs
+// idle.
 template <class F, int NT>
 const char* skinny_refusal(const gemm_problem& p, const device_info& device, int64_t cut) {
   using T = bytes_skinny<F, NT>;
@@ -63,13 +64,15 @@ const char* skinny_refusal(const gemm_problem& p, const device_info& device, int
   return nullptr;
 }
 
-template <class F, int NT>
-const char* tiled_refusal(const gemm_problem& p, const device_info& device) {
+template <class F, int NT, bool chained>
+const char* tiled_refusal(const gemm_problem& p, const device_info& device, int64_t cut) {
   using T = bytes_tile<F, NT>;
   if (const char* reason = bytes_refusal(p)) return reason;
   if (T::shared_bytes > device.shared_bytes) return "the device has too little shared memory";
-  if (NT == 2 && p.m > T::x_rows && ceil_div(p.w.shape.n, 128) * ceil_div(p.m, 128) >= device.sms)
-    return "tiles of 128 rows of x fill the device";
+  if (!chained && (p.w.shape.groups > 1 || p.w.shape.span > cut)) return "K has more than one segment to scale and add";
+  // Twice the rows of x halve the reads of W, where that leaves no SM idle.
+  if (!chained && ceil_div(p.w.shape.n, T::w_rows) * ceil_div(p.m, T::x_rows) < device.sms)
+    return "tiles of 128 rows of x leave the device idle";
   return nullptr;
 }
 

@@ -35,12 +35,10 @@ struct tile_chain {
     for (int i = 0; i < MT * NT * 4; ++i) y[i / (NT * 4)][i / 4 % NT][i % 4] = 0;
   }
   LOWBIT_DEVICE void prepare(const byte_arguments& a, const segment_walk& at, int n, int m) {
-    if (F::zeros || a.groups > 1)
-      LOWBIT_UNROLL
+    if (F::zeros || a.groups > 1) LOWBIT_UNROLL
     for (int i = 0; i < MT * 2; ++i)
       w_scale[i / 2][i % 2] = load_float(a.w_scale, at.scale_index(a, n + i / 2 * 16 + i % 2 * 8), a.w_scale_dtype);
-    if (!F::zeros && a.x_scale_segment)
-      LOWBIT_UNROLL
+    if (!F::zeros && a.x_scale_segment) LOWBIT_UNROLL
     for (int i = 0; i < NT * 2; ++i) {
       const int row = m + i / 2 * 8 + i % 2;
       x_scale[i / 2][i % 2] =
@@ -53,8 +51,7 @@ struct tile_chain {
     const int columns = at.columns(a);
     if (columns == 0) return;
     LOWBIT_UNROLL
-    for (int i = 0; i < MT; ++i)
-      LOWBIT_UNROLL
+    for (int i = 0; i < MT; ++i) LOWBIT_UNROLL
     for (int h = 0; h < 2; ++h) {
       if constexpr (F::zeros) {
         const int64_t index = at.scale_index(a, n + 16 * i + 8 * h);
@@ -96,7 +93,8 @@ LOWBIT_DEVICE void block_of(int index, int w_blocks, int x_blocks, int& w_block,
   x_block = band + inside % height;
 }
 
-template <class F, int NT>
+// `chained`: there is more than one segment. Registers hold 64 x 32 sums of a warp, or 64 x 16 twice.
+template <class F, int NT, bool chained>
 LOWBIT_KERNEL((bytes_tile<F, NT>::threads), 1)
 void bytes_tiled_kernel(const byte_arguments a) {
   using T = bytes_tile<F, NT>;
@@ -118,10 +116,10 @@ void bytes_tiled_kernel(const byte_arguments a) {
       const int piece = i + thread_index(), of = piece * 16 / T::strip_step, offset = piece * 16 % T::strip_step;
       const int from = 2 * w_block + of;
       if (T::w_bytes / 16 % T::threads == 0 || piece < T::w_bytes / 16)
-        async_copy<16, cache::keep>(stage + piece * 16,
-                                    a.w + (from < a.strips ? from : 0) * a.w_strip_bytes +
-                                        static_cast<int64_t>(step) * T::strip_step + offset,
-                                    from < a.strips ? 16 : 0);
+        async_copy<16, cache::keep>(
+            stage + piece * 16,
+            a.w + (from < a.strips ? from : 0) * a.w_strip_bytes + static_cast<int64_t>(step) * T::strip_step + offset,
+            from < a.strips ? 16 : 0);
     }
     LOWBIT_UNROLL
     for (int i = 0; i < T::x_bytes / 16; i += T::threads) {
@@ -140,6 +138,7 @@ void bytes_tiled_kernel(const byte_arguments a) {
   chain.clear();
   segment_walk at = segment_walk::at(a, 0);
   const auto end_segment = [&] {
+    if (!chained) chain.prepare(a, at, n, m);
     chain.add(a, at, n, m, sums, q_sums);
     LOWBIT_UNROLL
     for (int i = 0; i < MT * NT * 4; ++i) sums[i / (NT * 4)][i / 4 % NT][i % 4] = 0;
@@ -154,8 +153,7 @@ void bytes_tiled_kernel(const byte_arguments a) {
     for (int j = 0; j < NT; ++j) F::multiply(sums[i][j], w, x[j]);
   };
   const auto multiply_ones = [&](const uint32_t (&x)[NT][2]) {
-    if constexpr (F::zeros)
-      LOWBIT_UNROLL
+    if constexpr (F::zeros) LOWBIT_UNROLL
     for (int j = 0; j < NT; ++j) mma_m16n8k32_s8(q_sums[j], ones, x[j]);
   };
 
@@ -164,7 +162,7 @@ void bytes_tiled_kernel(const byte_arguments a) {
     if (i < a.steps) bring(i);
     async_commit();
   }
-  chain.prepare(a, at, n, m);
+  if (chained) chain.prepare(a, at, n, m);
 
   for (int step = 0; step < a.steps; ++step) {
     async_wait<T::stages - 2>();
@@ -175,12 +173,10 @@ void bytes_tiled_kernel(const byte_arguments a) {
     const uint32_t w_stage = stage + warp_w * T::strip_step + lane * 16;
     const uint32_t x_stage = stage + T::w_bytes + warp_x * NT * T::x_step + lane * 16;
 
-    if (a.whole_steps) {
+    if (!chained || a.whole_steps) {
       weight_words<F::bits> w[MT];
-      if constexpr (F::bits < 8)
-        LOWBIT_UNROLL
-      for (int i = 0; i < MT; ++i)
-        LOWBIT_UNROLL
+      if constexpr (F::bits < 8) LOWBIT_UNROLL
+      for (int i = 0; i < MT; ++i) LOWBIT_UNROLL
       for (int load = 0; load < step_loads<F::bits>; ++load)
         w[i].set(load, shared_load<u32x4>(w_stage + (load * 4 + i) * 512));
       LOWBIT_UNROLL
@@ -213,12 +209,12 @@ void bytes_tiled_kernel(const byte_arguments a) {
           if (F::zeros && a.w_zero) multiply_ones(x);
         }
       }
-      if (at.end == (step + 1) * step_columns) end_segment();
+      if (chained && at.end == (step + 1) * step_columns) end_segment();
       continue;
     }
 
     // Segments end inside the step, at multiples of 16.
-    LOWBIT_UNROLL_N(1)
+    if constexpr (chained) LOWBIT_UNROLL_N(1)
     for (int k32 = 0; k32 < 4; ++k32) {
       const int column = step * step_columns + k32 * 32;
       const bool split = at.end == column + 16;
@@ -251,6 +247,7 @@ void bytes_tiled_kernel(const byte_arguments a) {
     }
   }
 
+  if (!chained) end_segment();
   async_wait<0>();
   sync_threads();  // the stages become staging
   LOWBIT_UNROLL
@@ -258,12 +255,11 @@ void bytes_tiled_kernel(const byte_arguments a) {
     float y[MT][4];
     LOWBIT_UNROLL
     for (int i = 0; i < MT * 4; ++i) y[i / 4][i % 4] = chain.y[i / 4][j][i % 4];
-    store_tile<MT>(a.out, y, (tile + j) * 8, strip * strip_rows, shared + warp * T::staging,
-                   final_factor<F>{a});
+    store_tile<MT>(a.out, y, (tile + j) * 8, strip * strip_rows, shared + warp * T::staging, final_factor<F>{a});
   }
 }
 
-template <class F, int NT>
+template <class F, int NT, bool chained>
 lowbit_status run_tiled(const byte_arguments& a, void* stream) {
   using T = bytes_tile<F, NT>;
   launch_shape shape{};
@@ -271,7 +267,7 @@ lowbit_status run_tiled(const byte_arguments& a, void* stream) {
   shape.threads = T::threads;
   shape.shared_bytes = T::shared_bytes;
   shape.stream = stream;
-  return launch<bytes_tiled_kernel<F, NT>>(shape, a);
+  return launch<bytes_tiled_kernel<F, NT, chained>>(shape, a);
 }
 
 }  // namespace lowbit::cuda
