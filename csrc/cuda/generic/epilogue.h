@@ -40,19 +40,19 @@ LOWBIT_DEVICE void store_four(const output& o, int64_t m, int64_t n, const float
   uint8_t* const y = static_cast<uint8_t*>(o.y) + (m * o.stride + n) * (wide ? 4 : 2);
   const bool whole = n + 4 <= o.n && reinterpret_cast<uintptr_t>(y) % (wide ? 16 : 8) == 0;
   if (wide && whole) {
-    global_store(y, u32x4{as_u32(values[0]), as_u32(values[1]), as_u32(values[2]), as_u32(values[3])});
+    global_store<u32x4>(y, u32x4{as_u32(values[0]), as_u32(values[1]), as_u32(values[2]), as_u32(values[3])});
   } else if (wide) {
     LOWBIT_UNROLL
     for (int i = 0; i < 4; ++i)
-      if (n + i < o.n) global_store(y + 4 * i, values[i]);
+      if (n + i < o.n) global_store<float>(y + 4 * i, values[i]);
   } else {
     const uint32_t pairs[2] = {pack_pair(values[0], values[1], o.dtype), pack_pair(values[2], values[3], o.dtype)};
     if (whole) {
-      global_store(y, u32x2{pairs[0], pairs[1]});
+      global_store<u32x2>(y, u32x2{pairs[0], pairs[1]});
     } else {
       LOWBIT_UNROLL
       for (int i = 0; i < 4; ++i)
-        if (n + i < o.n) global_store(y + 2 * i, static_cast<uint16_t>(pairs[i / 2] >> i % 2 * 16));
+        if (n + i < o.n) global_store<uint16_t>(y + 2 * i, static_cast<uint16_t>(pairs[i / 2] >> i % 2 * 16));
     }
   }
 }
@@ -91,7 +91,7 @@ LOWBIT_DEVICE void store_tile(const output& o, const float (&sum)[MT][4], int64_
   LOWBIT_UNROLL
   for (int i = 0; i < MT; ++i) LOWBIT_UNROLL
   for (int j = 0; j < 4; ++j)
-    shared_store(staging + staging_offset(16 * MT, 2 * t + j % 2, 16 * i + g + j / 2 * 8), sum[i][j]);
+    shared_store<float>(staging + staging_offset(16 * MT, 2 * t + j % 2, 16 * i + g + j / 2 * 8), sum[i][j]);
   sync_warp();
   store_staged<16 * MT, 8, warp_threads>(o, staging, m, n, lane_index(), factor);
   sync_warp();  // before the area is used again
