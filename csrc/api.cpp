@@ -1,8 +1,12 @@
-// The C API: checks everything once, here at the edge, and hands kernels a problem they can trust.
+// The C API on the host: checks everything once, here at the edge, and hands kernels a problem they can trust.
+#include "api.h"
+
 #include "dispatch/cpu.h"
 #include "gemm/contract.h"
+#include "layout/canonical.h"
+#include "layout/description.h"
+#include "layout/fragments.h"
 #include "layout/packed.h"
-#include "lowbit/lowbit.h"
 
 #ifndef LOWBIT_VERSION
 #define LOWBIT_VERSION "unversioned"
@@ -10,35 +14,59 @@
 
 using namespace lowbit;
 
-namespace {
+namespace lowbit::api {
 
 lowbit_status bad_format(lowbit_format format) {
   return fail(LOWBIT_INVALID_VALUE, "format %d: there are %d", format, num_formats());
 }
 
-lowbit_status check_activations(const gemm_problem& p, lowbit_family family) {
-  if (p.m < 0) return fail(LOWBIT_INVALID_VALUE, "m is %lld: it cannot be negative", static_cast<long long>(p.m));
-  if (p.x_stride < p.w.shape.k && p.m > 1)
+lowbit_status check_gemm(const lowbit_gemm_args& a, const format_row& format, int64_t n, int64_t k) {
+  if (a.family < LOWBIT_WEIGHT_ONLY || a.family > LOWBIT_FP8)
+    return fail(LOWBIT_INVALID_VALUE, "family %d: weight_only, integer or fp8 (0 to 2)", a.family);
+  if (a.m < 0) return fail(LOWBIT_INVALID_VALUE, "m is %lld: it cannot be negative", static_cast<long long>(a.m));
+  if (a.x_stride < k && a.m > 1)
     return fail(LOWBIT_INVALID_VALUE, "rows of x are %lld elements apart: a row has %lld",
-                static_cast<long long>(p.x_stride), static_cast<long long>(p.w.shape.k));
-  if (p.y_stride < p.w.shape.n && p.m > 1)
+                static_cast<long long>(a.x_stride), static_cast<long long>(k));
+  if (a.y_stride < n && a.m > 1)
     return fail(LOWBIT_INVALID_VALUE, "rows of y are %lld elements apart: a row has %lld",
-                static_cast<long long>(p.y_stride), static_cast<long long>(p.w.shape.n));
-  const bool quantized = family == LOWBIT_INTEGER && p.activation == LOWBIT_STATIC && p.x_dtype == LOWBIT_I8;
-  if (!quantized && !is_float_dtype(p.x_dtype))
-    return fail(LOWBIT_INVALID_TYPE, "x is %s: float32, float16 or bfloat16%s", dtype_name(p.x_dtype),
-                family == LOWBIT_INTEGER ? ", or int8 with its scales" : "");
-  if (!is_float_dtype(p.y_dtype))
-    return fail(LOWBIT_INVALID_TYPE, "y is %s: float32, float16 or bfloat16", dtype_name(p.y_dtype));
-  if (p.bias && !is_float_dtype(p.bias_dtype))
-    return fail(LOWBIT_INVALID_TYPE, "bias is %s: float32, float16 or bfloat16", dtype_name(p.bias_dtype));
+                static_cast<long long>(a.y_stride), static_cast<long long>(n));
+  const bool given = a.activation == LOWBIT_STATIC;
+  const bool quantized = given && ((a.family == LOWBIT_INTEGER && a.x_dtype == LOWBIT_I8) ||
+                                   (a.family == LOWBIT_FP8 && a.x_dtype == LOWBIT_E4M3));
+  if (!quantized && !is_float_dtype(a.x_dtype))
+    return fail(LOWBIT_INVALID_TYPE, "x is %s: float32, float16 or bfloat16%s", dtype_name(a.x_dtype),
+                a.family == LOWBIT_INTEGER ? ", or int8 with its scales"
+                : a.family == LOWBIT_FP8   ? ", or float8_e4m3fn with its scales"
+                                           : "");
+  if (!is_float_dtype(a.y_dtype))
+    return fail(LOWBIT_INVALID_TYPE, "y is %s: float32, float16 or bfloat16", dtype_name(a.y_dtype));
+  if (a.bias && !is_float_dtype(a.bias_dtype))
+    return fail(LOWBIT_INVALID_TYPE, "bias is %s: float32, float16 or bfloat16", dtype_name(a.bias_dtype));
+  if (a.family == LOWBIT_WEIGHT_ONLY) return LOWBIT_OK;
+  if (a.family == LOWBIT_INTEGER && !format.integer())
+    return fail(LOWBIT_INVALID_VALUE, "%s weights have no integer product: only int4 and int8 do", format.name);
+  if (a.activation < LOWBIT_DYNAMIC_SYMMETRIC || a.activation > LOWBIT_STATIC)
+    return fail(LOWBIT_INVALID_VALUE, "activation %d: dynamic symmetric, dynamic asymmetric or static (0 to 2)",
+                a.activation);
+  if (a.family == LOWBIT_FP8 && (a.activation == LOWBIT_DYNAMIC_ASYMMETRIC || a.x_zero_point))
+    return fail(LOWBIT_INVALID_VALUE, "fp8 activations have no zero points");
+  if (a.x_group != 0 && (a.family != LOWBIT_FP8 || a.x_group != 128))
+    return fail(LOWBIT_INVALID_VALUE, "x_group is %lld: 0, or 128 with the fp8 family",
+                static_cast<long long>(a.x_group));
+  if (!given) return LOWBIT_OK;
+  const int64_t groups = a.x_group ? ceil_div(k, a.x_group) : 1;
+  if (a.num_x_scales != a.m * groups && (a.num_x_scales != 1 || a.x_group))
+    return fail(LOWBIT_INVALID_VALUE, "%lld activation scales for %lld rows: %s%lld",
+                static_cast<long long>(a.num_x_scales), static_cast<long long>(a.m),
+                a.x_group ? "" : "1 or one for each row, ", static_cast<long long>(a.m * groups));
   return LOWBIT_OK;
 }
 
+}  // namespace lowbit::api
+
+namespace {
+
 lowbit_status check_static_scales(const gemm_problem& p) {
-  if (p.num_x_scales != 1 && p.num_x_scales != p.m)
-    return fail(LOWBIT_INVALID_VALUE, "%lld activation scales for %lld rows: 1 or one for each row",
-                static_cast<long long>(p.num_x_scales), static_cast<long long>(p.m));
   for (int64_t i = 0; i < p.num_x_scales; ++i) {
     if (!(p.x_scale[i] > 0) || !std::isfinite(p.x_scale[i]))
       return fail(LOWBIT_INVALID_VALUE, "activation scale %lld is %g: it must be positive and finite",
@@ -50,14 +78,37 @@ lowbit_status check_static_scales(const gemm_problem& p) {
   return LOWBIT_OK;
 }
 
+lowbit_status check_device(lowbit_device device, const char* what) {
+  if (device == LOWBIT_CPU || device == LOWBIT_CUDA) return LOWBIT_OK;
+  return fail(LOWBIT_INVALID_VALUE, "%s is %d: LOWBIT_CPU or LOWBIT_CUDA (0 or 1)", what, device);
+}
+
+template <class View>
+lowbit_weight description_of(const View& v, lowbit_device packed_for) {
+  lowbit_weight w{};
+  w.format = find_format(v.format->name);
+  w.n = v.shape.n;
+  w.k = v.shape.k;
+  w.group_n = v.shape.group_n;
+  w.group_k = v.shape.group_k;
+  w.scale_dtype = static_cast<lowbit_dtype>(v.scale_dtype);
+  w.zero_points = v.zero_points;
+  w.global_scale = v.global_scale;
+  w.scale_offset = v.scale_offset;
+  w.packed_for = packed_for;
+  return w;
+}
+
 lowbit_problem problem_of(const gemm_problem& p, lowbit_family family) {
-  return {family,
-          find_format(p.w.format->name),
-          p.m,
-          p.w.shape.n,
-          p.w.shape.k,
-          p.w.shape.group_k,
-          static_cast<lowbit_dtype>(p.x_dtype)};
+  lowbit_problem problem{};
+  problem.family = family;
+  problem.format = find_format(p.w.format->name);
+  problem.m = p.m;
+  problem.n = p.w.shape.n;
+  problem.k = p.w.shape.k;
+  problem.group_k = p.w.shape.group_k;
+  problem.x_dtype = static_cast<lowbit_dtype>(p.x_dtype);
+  return problem;
 }
 
 }  // namespace
@@ -70,9 +121,11 @@ const char* lowbit_version(void) { return LOWBIT_VERSION; }
 int32_t lowbit_num_formats(void) { return num_formats(); }
 
 lowbit_status lowbit_format_get(lowbit_format format, lowbit_format_info* info) {
-  if (format < 0 || format >= num_formats()) return bad_format(format);
+  if (format < 0 || format >= num_formats()) return api::bad_format(format);
   const format_row& f = format_at(format);
-  *info = {f.name, f.bits, f.block_n, f.block_k, static_cast<int32_t>(f.scale), f.zero_point, f.global_scale, f.values};
+  *info = {f.name,         f.bits,          f.block_n,      f.block_k,     static_cast<int32_t>(f.scale),
+           f.zero_point,   f.global_scale,  f.values,       f.integer(),   f.minimum,
+           f.super_groups, f.super_dtype(), f.super_flat(), f.scale_values};
   return LOWBIT_OK;
 }
 
@@ -85,36 +138,42 @@ lowbit_status lowbit_format_find(const char* name, lowbit_format* format) {
 
 // ---- weights ----
 
-lowbit_status lowbit_packed_bytes(const lowbit_weight* weight, size_t* bytes) { return packed_bytes(*weight, bytes); }
-
-lowbit_status lowbit_pack(const lowbit_weight* weight, void* packed, size_t bytes, const lowbit_parallel* parallel) {
-  return pack(*weight, packed, bytes, parallel);
-}
-
-lowbit_status lowbit_packed_describe(const void* packed, size_t bytes, lowbit_weight* weight) {
-  packed_view v;
-  if (const lowbit_status status = view_packed(packed, bytes, &v)) return status;
-  *weight = {find_format(v.format->name),
-             v.shape.n,
-             v.shape.k,
-             v.shape.group_n,
-             v.shape.group_k,
-             nullptr,
-             nullptr,
-             static_cast<lowbit_dtype>(v.scale_dtype),
-             v.zero_points,
-             v.global_scale};
+lowbit_status lowbit_packed_bytes(const lowbit_weight* weight, size_t* bytes) {
+  if (const lowbit_status status = check_device(weight->packed_for, "packed_for")) return status;
+  if (weight->packed_for == LOWBIT_CPU) return packed_bytes(*weight, bytes);
+  if (const lowbit_status status = check_weight_description(*weight)) return status;
+  *bytes = static_cast<size_t>(fragment_offsets_of(*weight).total);
   return LOWBIT_OK;
 }
 
-lowbit_status lowbit_unpack(const void* packed, size_t bytes, void* codes, void* scales, int8_t* zero_points,
+lowbit_status lowbit_pack(const lowbit_weight* weight, void* packed, size_t bytes, const lowbit_parallel* parallel) {
+  if (const lowbit_status status = check_device(weight->packed_for, "packed_for")) return status;
+  return (weight->packed_for == LOWBIT_CPU ? pack : pack_fragments)(*weight, packed, bytes, parallel);
+}
+
+lowbit_status lowbit_packed_describe(const void* packed, size_t bytes, lowbit_weight* weight) {
+  if (layout_of(packed, bytes) == packed_layout::fragments) {
+    fragment_view v;
+    if (const lowbit_status status = view_fragments(packed, bytes, &v)) return status;
+    *weight = description_of(v, LOWBIT_CUDA);
+  } else {
+    packed_view v;
+    if (const lowbit_status status = view_packed(packed, bytes, &v)) return status;
+    *weight = description_of(v, LOWBIT_CPU);
+  }
+  return LOWBIT_OK;
+}
+
+lowbit_status lowbit_unpack(const void* packed, size_t bytes, const lowbit_weight_arrays* out,
                             const lowbit_parallel* parallel) {
-  return unpack(packed, bytes, codes, scales, zero_points, parallel);
+  const bool fragments = layout_of(packed, bytes) == packed_layout::fragments;
+  return (fragments ? unpack_fragments : unpack)(packed, bytes, *out, parallel);
 }
 
 lowbit_status lowbit_dequantize_packed(const void* packed, size_t bytes, void* out, lowbit_dtype dtype,
                                        const lowbit_parallel* parallel) {
-  return dequantize_packed(packed, bytes, out, dtype, parallel);
+  const bool fragments = layout_of(packed, bytes) == packed_layout::fragments;
+  return (fragments ? dequantize_fragments : dequantize_packed)(packed, bytes, out, dtype, parallel);
 }
 
 lowbit_status lowbit_dequantize(const lowbit_weight* weight, void* out, lowbit_dtype dtype,
@@ -126,9 +185,19 @@ lowbit_status lowbit_encode(const lowbit_encode_args* args, const lowbit_paralle
   return encode(*args, parallel);
 }
 
+lowbit_status lowbit_weight_to_text(const lowbit_weight* weight, char* text, size_t bytes) {
+  return weight_to_text(*weight, text, bytes);
+}
+
+lowbit_status lowbit_weight_from_text(const char* text, lowbit_weight* weight) {
+  return weight_from_text(text, weight);
+}
+
 // ---- multiplication ----
 
 lowbit_status lowbit_gemm(const lowbit_gemm_args* a) {
+  if (const lowbit_status status = check_device(a->device, "device")) return status;
+  if (a->device == LOWBIT_CUDA) return api::gemm_cuda(*a);
   gemm_problem p{};
   if (const lowbit_status status = view_packed(a->packed, a->packed_bytes, &p.w)) return status;
   p.m = a->m;
@@ -145,16 +214,10 @@ lowbit_status lowbit_gemm(const lowbit_gemm_args* a) {
   p.x_zero_point = a->x_zero_point;
   p.num_x_scales = a->num_x_scales;
   p.parallel = a->parallel;
-  if (const lowbit_status status = check_activations(p, a->family)) return status;
-  if (a->family == LOWBIT_INTEGER) {
-    if (!p.w.format->integer())
-      return fail(LOWBIT_INVALID_VALUE, "%s weights have no integer product: only int4 and int8 do", p.w.format->name);
-    if (p.activation < LOWBIT_DYNAMIC_SYMMETRIC || p.activation > LOWBIT_STATIC)
-      return fail(LOWBIT_INVALID_VALUE, "activation %d: dynamic symmetric, dynamic asymmetric or static (0 to 2)",
-                  p.activation);
-    if (p.activation == LOWBIT_STATIC)
-      if (const lowbit_status status = check_static_scales(p)) return status;
-  }
+  if (const lowbit_status status = api::check_gemm(*a, *p.w.format, p.w.shape.n, p.w.shape.k)) return status;
+  if (a->family == LOWBIT_FP8) return fail(LOWBIT_UNSUPPORTED, "fp8 products run on CUDA devices alone");
+  if (a->family == LOWBIT_INTEGER && p.activation == LOWBIT_STATIC)
+    if (const lowbit_status status = check_static_scales(p)) return status;
   if (p.m == 0) return LOWBIT_OK;
   const lowbit_problem problem = problem_of(p, a->family);
   const kernel_row* kernel = select_kernel(problem);
@@ -184,58 +247,39 @@ lowbit_status lowbit_quantize_rows(const void* x, lowbit_dtype dtype, int64_t m,
   return LOWBIT_OK;
 }
 
-// ---- what is here ----
-
-namespace {
-
-template <class Visit>
-void for_each_kernel(const Visit& visit) {
-  int32_t index = 0;
-  for (int isa = 0; isa < num_cpu_isas(); ++isa)
-    for (int i = 0; i < cpu_isa_at(isa).num_kernels; ++i) visit(index++, isa, cpu_isa_at(isa).kernels[i]);
+lowbit_status lowbit_quantize(const lowbit_quantize_args* a) {
+  if (const lowbit_status status = check_device(a->device, "device")) return status;
+  if (a->format < 0 || a->format >= num_activation_formats)
+    return fail(LOWBIT_INVALID_VALUE, "activation format %d: there are %d", a->format, num_activation_formats);
+  if (a->source < LOWBIT_PLAIN || a->source > LOWBIT_SILU_MUL)
+    return fail(LOWBIT_INVALID_VALUE, "activation source %d: plain, rms_norm or silu_mul (0 to 2)", a->source);
+  quantize_problem p{};
+  p.format = static_cast<activation_format>(a->format);
+  p.source = static_cast<activation_source>(a->source);
+  p.power_of_two = a->power_of_two;
+  p.swizzled = a->swizzled;
+  p.m = a->m;
+  p.k = a->k;
+  p.x = a->x;
+  p.x_dtype = a->x_dtype;
+  p.x_stride = a->x_stride;
+  p.other = a->other;
+  p.other_stride = a->other_stride;
+  p.weight = a->weight;
+  p.weight_dtype = a->weight_dtype;
+  p.epsilon = a->epsilon;
+  p.sum = a->sum;
+  p.sum_stride = a->sum_stride;
+  p.global_scale = a->global_scale;
+  p.q = a->q;
+  p.q_stride = a->q_stride;
+  p.scales = a->scales;
+  p.scale_stride = a->scale_stride;
+  p.zero_points = a->zero_points;
+#ifdef LOWBIT_SOON
+  if (const lowbit_status status = check_quantize(p)) return status;
+  return a->device == LOWBIT_CUDA ? api::quantize_cuda(p, a->stream) : quantize(p, a->parallel);
+#else
+  return LOWBIT_UNSUPPORTED;
+#endif
 }
-
-}  // namespace
-
-int32_t lowbit_num_kernels(void) {
-  int32_t count = 0;
-  for_each_kernel([&](int32_t, int, const kernel_row&) { ++count; });
-  return count;
-}
-
-lowbit_status lowbit_kernel_get(int32_t index, lowbit_kernel_info* info) {
-  bool found = false;
-  for_each_kernel([&](int32_t i, int isa, const kernel_row& row) {
-    if (i != index) return;
-    const bool runnable = isa <= current_cpu_isa() && cpu_isa_supported(isa) && cpu_has(row.features);
-    *info = {row.name, cpu_isa_at(isa).name, row.family, row.mr, row.nr, row.kr, row.batch_invariant, runnable};
-    found = true;
-  });
-  return found ? LOWBIT_OK : fail(LOWBIT_INVALID_VALUE, "kernel %d: there are %d", index, lowbit_num_kernels());
-}
-
-lowbit_status lowbit_explain(const lowbit_problem* problem,
-                             void (*visit)(void* context, int32_t kernel, int32_t chosen, const char* reason),
-                             void* context) {
-  if (problem->format < 0 || problem->format >= num_formats()) return bad_format(problem->format);
-  const kernel_row* chosen = select_kernel(*problem);
-  int32_t first = lowbit_num_kernels();
-  for (int isa = num_cpu_isas() - 1; isa >= 0; --isa) {  // best first, as select_kernel walks
-    const cpu_isa& level = cpu_isa_at(isa);
-    first -= level.num_kernels;
-    for (int i = 0; i < level.num_kernels; ++i) {
-      const kernel_row& row = level.kernels[i];
-      if (row.family != problem->family) continue;
-      const char* reason = refusal(isa, row, *problem);
-      visit(context, first + i, &row == chosen, &row == chosen ? "" : reason ? reason : "a better one runs");
-    }
-  }
-  return LOWBIT_OK;
-}
-
-int32_t lowbit_num_cpu_isas(void) { return num_cpu_isas(); }
-const char* lowbit_cpu_isa_name(int32_t isa) { return isa >= 0 && isa < num_cpu_isas() ? cpu_isa_at(isa).name : ""; }
-int32_t lowbit_cpu_isa_supported(int32_t isa) { return isa >= 0 && isa < num_cpu_isas() && cpu_isa_supported(isa); }
-int32_t lowbit_cpu_isa(void) { return current_cpu_isa(); }
-lowbit_status lowbit_set_cpu_isa(int32_t isa) { return set_cpu_isa(isa); }
-const char* lowbit_cpu_features(void) { return cpu_feature_list(); }

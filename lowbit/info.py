@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,9 +63,10 @@ def explain(
     k: int | None = None,
     *,
     x_dtype: torch.dtype | str = torch.bfloat16,
+    device: torch.device | str | None = None,
     **choices: Any,
 ) -> Explanation:
-    """Which kernel multiplies m rows of activations by such a weight on this machine.
+    """Which kernel multiplies m rows of activations by such a weight.
 
     Args:
         what: a preset's name or a ``Scheme`` (then n and k are needed), a ``lowbit.nn.Linear``, or a
@@ -72,6 +74,8 @@ def explain(
         m: rows of x.
         n, k: outputs and inputs of the weight.
         x_dtype: of the activations.
+        device: ``"cpu"``, ``"cuda"``, or ``"sm_90"``: as a CUDA device of compute capability 9.0 would, whether there is
+            one or not. None: the layer's or tensor's own, else the CPU.
         choices: attributes of the scheme to change.
 
     Raises:
@@ -79,28 +83,58 @@ def explain(
     """
     if isinstance(what, QuantizedTensor):
         scheme = Scheme(what.format.name, group_size=what.group, symmetric=not what.has_zero_points)
-        (n, k), group_k = what.shape, what.group[1]
+        (n, k), (group_n, group_k) = what.shape, what.group
     elif isinstance(what, torch.nn.Module):
         from lowbit.nn import Linear
 
         if not isinstance(what, Linear):
             raise TypeError(f"a {type(what).__name__}: explain takes a lowbit.nn.Linear")
         scheme, n, k = what.scheme, what.out_features, what.in_features
-        group_k = scheme.group(n, k)[1]
+        group_n, group_k = scheme.group(n, k)
     else:
         scheme = Scheme.of(what, **choices)
         if n is None or k is None:
             raise TypeError("explain needs n and k, the outputs and inputs of the weight")
-        group_k = scheme.group(n, k)[1]
+        group_n, group_k = scheme.group(n, k)
+    if device is None:
+        device = what.device if isinstance(what, QuantizedTensor) else "cpu"
+        if isinstance(what, torch.nn.Module):
+            device = what.packed.device
+    where, arch = _device(device)
     if m < 0 or n < 1 or k < 1:
         raise ValueError(f"m = {m}, n = {n}, k = {k}: m must be at least 0, n and k at least 1")
     dtype = x_dtype if isinstance(x_dtype, str) else formats.dtype_name(x_dtype)
-    rows = core().explain(scheme.family, scheme.format, m, n, k, group_k, dtype)
+    family = scheme.family_on(where)
+    rows = core().explain(
+        family,
+        scheme.format,
+        m,
+        n,
+        k,
+        group_k,
+        dtype,
+        device=where,
+        arch=arch,
+        group_n=group_n,
+        x_group=scheme.activation_group or 0,
+        accum=scheme.accum,
+    )
+    on = f"CPU level {core().cpu_isa()}" if where == "cpu" else f"sm_{arch}" if arch else "this machine's CUDA device"
     return Explanation(
-        f"{scheme.family} {scheme.format}: m = {m}, n = {n}, k = {k}, groups of {group_k}, {dtype} activations, "
-        f"CPU level {core().cpu_isa()}",
+        f"{family} {scheme.format}: m = {m}, n = {n}, k = {k}, groups of {group_k}, {dtype} activations, {on}",
         tuple(Candidate(row["kernel"], bool(row["chosen"]), "" if row["chosen"] else row["reason"]) for row in rows),
     )
+
+
+def _device(device: torch.device | str) -> tuple[str, int]:
+    """``"cpu"`` or ``"cuda"``, and a compute capability times ten (0: that of the device there is)."""
+    words = re.fullmatch(r"sm_?(\d{2,3})[af]?", str(device))
+    if words:
+        return "cuda", int(words[1])
+    kind = torch.device(device).type
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f"device is {str(device)!r}: it must be 'cpu', 'cuda' or 'sm_' and a compute capability")
+    return kind, 0
 
 
 def versions() -> dict[str, str]:
@@ -124,6 +158,15 @@ def summary() -> str:
     for isa in c.cpu_isas():
         state = "in use" if isa["name"] == c.cpu_isa() else "supported" if isa["supported"] else "not on this machine"
         lines.append(f"  {isa['name']:<14}{state}")
+    cuda = c.cuda()
+    if cuda["architectures"]:
+        lines += ["", f"CUDA kernels for {' '.join('sm_' + arch for arch in cuda['architectures'])}:"]
+        lines += [f"  none runs: {cuda['problem']}"] if cuda["problem"] else []
+    else:
+        lines += ["", f"CUDA: {cuda['problem']}"]
+    for index, device in enumerate(cuda["devices"]):
+        size = f"{device['sms']} SMs, {device['memory_bytes'] / 2**30:.0f} GiB"
+        lines.append(f"  device {index}: {device['name']}, sm_{device['arch']}, {size}")
     lines += ["", "formats:"]
     for fmt in formats.table().values():
         block = f"blocks of {fmt.block_n} x {fmt.block_k}" if fmt.block_k else "any group"
@@ -139,5 +182,5 @@ def summary() -> str:
         mark = "*" if kernel["runnable"] else " "
         where = f"{kernel['isa']:<12}{kernel['family']:<12}"
         lines.append(f"  {mark} {kernel['name']:<{width}}  {where} tile {tile:<14}{extra}".rstrip())
-    lines.append("* runs on this machine at the level in use")
+    lines.append("* runs on this machine, at the level in use or on a device it has")
     return "\n".join(lines)

@@ -20,10 +20,15 @@ enum class recipe : uint8_t {
   minifloat,  // 8-bit sign, exponent, mantissa: the bits of an fp16, shifted, times a power of two
 };
 
+// One level: a scale is a number. Two levels: a scale is a small number times a super scale, which `super_groups`
+// groups share. Minima, where a format has them, follow the rule of its scales.
 enum class scale_rule : int8_t {
   any_float = -1,  // F32, F16 or BF16: the caller's choice
+  f16 = LOWBIT_F16,
   e8m0 = LOWBIT_E8M0,
   e4m3 = LOWBIT_E4M3,
+  i8 = LOWBIT_I8,  // two levels: an integer times an f16; each row begins a new super block
+  u8 = LOWBIT_U8,  // two levels: F::scale_value(code) times an f32, plus an offset; super blocks go on from row to row
 };
 
 // The defaults that a format's header overrides.
@@ -33,6 +38,8 @@ struct format_defaults {
   static constexpr scale_rule scale = scale_rule::any_float;
   static constexpr bool zero_point = false;
   static constexpr bool global_scale = false;
+  static constexpr bool minimum = false;    // every group has one: W = value * scale + minimum
+  static constexpr int super_groups = 0;    // of rules with two levels: groups that share a super scale
   static constexpr int integer_offset = 0;  // integer formats: value = code as stored in a panel - offset
   static constexpr int fp16_shift = 0;      // minifloat: the code's magnitude, so shifted, is an fp16 ...
   static constexpr float fp16_scale = 1;    // ... times this
@@ -49,8 +56,18 @@ struct format_row {
   int fp16_shift;
   float fp16_scale;
   const float* values;  // [1 << bits]
+  bool minimum;
+  int super_groups;
+  const float* scale_values;  // [256] of scale_rule::u8, else null
 
   bool integer() const { return integer_offset != 0; }
+  bool two_levels() const { return super_groups != 0; }
+  bool super_flat() const { return scale == scale_rule::u8; }
+  int super_dtype() const { return super_flat() ? LOWBIT_F32 : LOWBIT_F16; }
+  // A signed maximum makes a scale negative. Rules that no such format uses keep to the sign of theirs.
+  bool signed_scales() const {
+    return integer() || scale == scale_rule::f16 || scale == scale_rule::i8 || scale == scale_rule::u8;
+  }
 };
 
 template <class F>
@@ -60,22 +77,34 @@ constexpr auto value_table() {
   return values;
 }
 
+template <class F>
+constexpr auto scale_value_table() {
+  std::array<float, 256> values{};
+  for (unsigned code = 0; code < values.size(); ++code) values[code] = F::scale_value(code);
+  return values;
+}
+
 int num_formats();
 const format_row& format_at(int index);
 int find_format(const char* name);  // -1: no such format
 
-// The code of `format` whose value is nearest to x: ties to the even code, saturating; NaN becomes 0.
-struct encoder {
-  explicit encoder(const format_row& format);
-  uint8_t operator()(float x) const;
-
- private:
-  int search(float x) const;
-  int count;  // finite values, ascending
+// The finite values of a format, ascending, and where each two neighbours part.
+struct encoder_table {
+  int count;
   float value[256];
   float midpoint[256];  // between value[i] and value[i + 1]
   uint8_t code[256];
-  bool tie_up[256];     // x == midpoint[i] goes to i + 1
+  bool tie_up[256];  // x == midpoint[i] goes to i + 1
+};
+
+// The code of `format` whose value is nearest to x: ties to the even code, saturating; NaN becomes 0.
+struct encoder : private encoder_table {
+  explicit encoder(const format_row& format);
+  uint8_t operator()(float x) const;
+  const encoder_table& table() const { return *this; }
+
+ private:
+  int search(float x) const;
   uint8_t first[4096];  // by the sign, exponent and 3 mantissa bits of x: the lowest answer there
 };
 

@@ -18,10 +18,25 @@ template <class F>
 constexpr auto values_of = value_table<F>();
 
 template <class F>
+constexpr auto scale_values_of = scale_value_table<F>();
+
+template <class F>
+constexpr const float* scale_values() {
+  if constexpr (F::scale == scale_rule::u8)
+    return scale_values_of<F>.data();
+  else
+    return nullptr;
+}
+
+template <class F>
 constexpr format_row row_of() {
   static_assert(std::string_view(F::name).size() < 16, "a packed header has 15 letters for the name");
+  static_assert((F::super_groups > 0) == (F::scale == scale_rule::i8 || F::scale == scale_rule::u8));
+  static_assert(F::super_groups == 0 || F::block_n == 1, "super scales belong to rows");
+  static_assert(!F::minimum || (F::block_n == 1 && !F::zero_point && F::integer_offset == 0));
   return {F::name,       F::bits,         F::decode,         F::block_n,    F::block_k,    F::scale,
-          F::zero_point, F::global_scale, F::integer_offset, F::fp16_shift, F::fp16_scale, values_of<F>.data()};
+          F::zero_point, F::global_scale, F::integer_offset, F::fp16_shift, F::fp16_scale, values_of<F>.data(),
+          F::minimum,    F::super_groups, scale_values<F>()};
 }
 
 struct added {
@@ -62,6 +77,8 @@ const char* dtype_name(int dtype) {
       return "float8_e8m0fnu";
     case LOWBIT_E4M3:
       return "float8_e4m3fn";
+    case LOWBIT_U8:
+      return "uint8";
     default:
       return "unknown dtype";
   }

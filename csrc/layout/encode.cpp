@@ -52,7 +52,7 @@ void round_to_integers(const float* in, int64_t count, float low, float high, fl
 
 }  // namespace
 
-lowbit_status encode(const lowbit_encode_args& a, const lowbit_parallel* parallel) {
+lowbit_status check_encode(const lowbit_encode_args& a) {
   lowbit_weight description{};
   description.format = a.format;
   description.n = a.n;
@@ -69,7 +69,11 @@ lowbit_status encode(const lowbit_encode_args& a, const lowbit_parallel* paralle
   if (!is_float_dtype(a.w_dtype) || !is_float_dtype(a.divisor_dtype))
     return fail(LOWBIT_INVALID_TYPE, "weights are %s, divisors %s: each must be float32, float16 or bfloat16",
                 dtype_name(a.w_dtype), dtype_name(a.divisor_dtype));
+  return LOWBIT_OK;
+}
 
+lowbit_status encode(const lowbit_encode_args& a, const lowbit_parallel* parallel) {
+  if (const lowbit_status status = check_encode(a)) return status;
   const format_row& format = format_at(a.format);
   const int dtype = promote(a.w_dtype, a.divisor_dtype);
   const auto divide_as = dtype == LOWBIT_F32   ? divide<LOWBIT_F32>

@@ -16,7 +16,8 @@
 //   tiles    [strip of 64 rows][tile along K][16-row tile 0 .. 3 of the strip][lane][16 bytes]
 //
 // K is padded for each group to a span of whole 16s, so that no MMA of 16 columns mixes groups, and at the end to whole
-// steps of 128 columns: 128 bytes of 8-bit x, what kernels bring at a time. Rows are padded to the strip. Padding holds zero bytes, and scale 0 past n.
+// steps of 128 columns: 128 bytes of 8-bit x, what kernels bring at a time. Rows are padded to the strip. Padding holds
+// zero bytes, and scale 0 past n.
 #pragma once
 
 #include "layout/packed.h"
@@ -28,15 +29,9 @@ inline constexpr int64_t fragment_rows = 16;
 inline constexpr int64_t fragment_bytes = 512;
 inline constexpr int64_t fragment_step = 128;  // columns: the packed K is a multiple
 
-struct fragment_shape {
-  int64_t n, k;
-  int64_t group_n, group_k;  // as the user said
-  int bits;                  // 2, 4 or 8
-  int64_t groups;            // along K
-  int64_t span;              // packed columns of one group
-  int64_t tile_k;            // columns of a tile: 256 / bits
-  int64_t tiles;             // along K
-  int64_t k_packed;          // tiles * tile_k, whole steps
+struct fragment_shape : weight_shape {
+  int64_t tile_k;  // columns of a tile: 256 / bits
+  int64_t tiles;   // along K, whole steps
   int64_t strips;
 
   static constexpr fragment_shape of(int64_t n, int64_t k, int64_t group_n, int64_t group_k, int bits) {
@@ -55,12 +50,6 @@ struct fragment_shape {
     return s;
   }
 
-  constexpr bool k_in_order() const { return groups == 1 || span == group_k; }  // packed column == column
-  constexpr int64_t column(int64_t k_index) const { return k_index / group_k * span + k_index % group_k; }
-  constexpr int64_t group_of_column(int64_t column_index) const {
-    const int64_t g = column_index / span;
-    return g < groups ? g : groups - 1;
-  }
   constexpr int64_t tile_offset(int64_t strip, int64_t tile, int64_t row_tile) const {
     return ((strip * tiles + tile) * (strip_rows / fragment_rows) + row_tile) * fragment_bytes;
   }
@@ -88,10 +77,34 @@ struct fragment_shape {
   }
   // Scales, zero points and column sums: [strips][groups][64].
   constexpr int64_t scale_index(int64_t row, int64_t group) const {
-    return (row / strip_rows * groups + group) * strip_rows + row % strip_rows;
+    return interleaved(row, group, groups, strip_rows);
   }
   constexpr int64_t code_bytes() const { return strips * tiles * (strip_rows / fragment_rows) * fragment_bytes; }
   constexpr int64_t num_scales() const { return strips * groups * strip_rows; }
 };
+
+// A packed weight in host memory.
+struct fragment_view : scale_arrays {
+  fragment_shape shape;
+  const uint8_t* codes;
+  const int32_t* column_sums;  // of values over each group's columns, [strips][groups][64]; integer formats, else null
+  float global_scale;
+};
+
+// Where the parts of packed bytes begin. The header comes first; 0: there is no such part.
+struct fragment_offsets {
+  int64_t codes, scales, zero_points, mins, super_scales, super_mins, column_sums, total;
+};
+
+// As pack() and its companions of packed.h, for this layout. Packed bytes must be 16-byte aligned where a kernel or
+// view_fragments reads them.
+fragment_shape fragment_shape_of(const lowbit_weight& weight);      // of a description that was checked
+fragment_offsets fragment_offsets_of(const lowbit_weight& weight);  // likewise
+lowbit_status pack_fragments(const lowbit_weight& weight, void* packed, size_t bytes, const lowbit_parallel* parallel);
+lowbit_status unpack_fragments(const void* packed, size_t bytes, const lowbit_weight_arrays& out,
+                               const lowbit_parallel* parallel);
+lowbit_status view_fragments(const void* packed, size_t bytes, fragment_view* view);
+lowbit_status dequantize_fragments(const void* packed, size_t bytes, void* out, int dtype,
+                                   const lowbit_parallel* parallel);
 
 }  // namespace lowbit

@@ -163,7 +163,7 @@ void array::expect_dimensions(size_t wanted) const {
                           (wanted == 1 ? " dimension" : " dimensions"));
 }
 
-void array::expect_shape(std::initializer_list<int64_t> wanted) const {
+void array::expect_shape(const std::vector<int64_t>& wanted) const {
   if (!std::ranges::equal(shape, wanted))
     throw py::value_error(name + " has shape " + shape_text(shape) + ": it must be " + shape_text(wanted));
 }
@@ -203,7 +203,8 @@ py::array empty(const std::vector<int64_t>& shape, const std::string& dtype) {
 
 namespace {
 
-const char* const dtype_names[] = {"float32", "float16", "bfloat16", "int8", "float8_e8m0fnu", "float8_e4m3fn"};
+const char* const dtype_names[] = {"float32",        "float16",       "bfloat16", "int8",
+                                   "float8_e8m0fnu", "float8_e4m3fn", "uint8"};
 
 }  // namespace
 

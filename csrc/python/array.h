@@ -27,7 +27,7 @@ struct array {
   int64_t size() const;
   void expect_dtype(std::initializer_list<const char*> allowed) const;
   void expect_dimensions(size_t wanted) const;
-  void expect_shape(std::initializer_list<int64_t> wanted) const;
+  void expect_shape(const std::vector<int64_t>& wanted) const;
   lowbit_dtype float_dtype() const;  // float32, float16 or bfloat16
 };
 

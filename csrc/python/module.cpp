@@ -51,13 +51,22 @@ lowbit_format_info info_of(lowbit_format format) {
   return info;
 }
 
-lowbit_family family_called(const std::string& name) {
-  if (name == "weight_only") return LOWBIT_WEIGHT_ONLY;
-  if (name == "integer") return LOWBIT_INTEGER;
-  throw py::value_error("family is '" + name + "': it must be weight_only or integer");
+// A word of the C API's: its number is its place in the list.
+template <class Number, size_t count>
+Number called(const std::string& name, const char* argument, const char* const (&names)[count]) {
+  std::string list;
+  for (size_t i = 0; i < count; ++i) {
+    if (name == names[i]) return static_cast<Number>(i);
+    list += (i == 0 ? "" : i + 1 == count ? " or " : ", ") + std::string(names[i]);
+  }
+  throw py::value_error(std::string(argument) + " is '" + name + "': it must be " + list);
 }
 
-const char* family_name(lowbit_family family) { return family == LOWBIT_WEIGHT_ONLY ? "weight_only" : "integer"; }
+constexpr const char* family_names[] = {"weight_only", "integer", "fp8"};
+constexpr const char* device_names[] = {"cpu", "cuda"};
+constexpr const char* accumulation_names[] = {"promoted", "fast"};
+
+lowbit_family family_called(const std::string& name) { return called<lowbit_family>(name, "family", family_names); }
 
 int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
@@ -84,6 +93,11 @@ py::list formats() {
     row["zero_point"] = i.has_zero_point != 0;
     row["global_scale"] = i.has_global_scale != 0;
     row["values"] = py::array_t<float>(py::ssize_t{1} << i.bits, i.values);
+    row["integer"] = i.is_integer != 0;
+    row["minimum"] = i.has_min != 0;
+    row["super_groups"] = i.super_groups;
+    row["super_flat"] = i.super_flat != 0;
+    row["scale_values"] = i.scale_values ? py::object(py::array_t<float>(256, i.scale_values)) : py::object(py::none());
     list.append(row);
   }
   return list;
@@ -102,21 +116,34 @@ py::list kernels() {
     py::dict row;
     row["name"] = k.name;
     row["isa"] = k.isa;
-    row["family"] = family_name(k.family);
+    row["family"] = family_names[k.family];
     row["mr"] = k.mr;
     row["nr"] = k.nr;
     row["kr"] = k.kr;
     row["batch_invariant"] = k.batch_invariant != 0;
     row["runnable"] = k.runnable != 0;
+    row["device"] = device_names[k.device];
     list.append(row);
   }
   return list;
 }
 
 py::list explain(const std::string& family, const std::string& format, int64_t m, int64_t n, int64_t k, int64_t group_k,
-                 const std::string& x_dtype) {
-  const lowbit_problem problem{family_called(family),           format_called(format), m, n, k, group_k,
-                               dtype_called(x_dtype, "x_dtype")};
+                 const std::string& x_dtype, const std::string& device, int32_t arch, int64_t group_n, int64_t x_group,
+                 const std::string& accum) {
+  lowbit_problem problem{};
+  problem.family = family_called(family);
+  problem.format = format_called(format);
+  problem.m = m;
+  problem.n = n;
+  problem.k = k;
+  problem.group_k = group_k;
+  problem.x_dtype = dtype_called(x_dtype, "x_dtype");
+  problem.device = called<lowbit_device>(device, "device", device_names);
+  problem.arch = arch;
+  problem.group_n = group_n;
+  problem.x_group = x_group;
+  problem.accumulation = called<lowbit_accumulation>(accum, "accum", accumulation_names);
   py::list list;
   const auto visit = [](void* context, int32_t kernel, int32_t chosen, const char* reason) {
     py::dict row;
@@ -127,6 +154,29 @@ py::list explain(const std::string& family, const std::string& format, int64_t m
   };
   check(lowbit_explain(&problem, visit, &list));
   return list;
+}
+
+py::dict cuda() {
+  lowbit_cuda_info info;
+  lowbit_cuda_get(&info);
+  py::list devices;
+  for (int32_t i = 0; i < info.num_devices; ++i) {
+    lowbit_cuda_device_info d;
+    check(lowbit_cuda_device_get(i, &d));
+    py::dict row;
+    row["name"] = d.name;
+    row["arch"] = d.arch;
+    row["sms"] = d.sms;
+    row["shared_bytes"] = d.shared_bytes;
+    row["l2_bytes"] = d.l2_bytes;
+    row["memory_bytes"] = d.memory_bytes;
+    devices.append(row);
+  }
+  py::dict result;
+  result["architectures"] = words(info.architectures);
+  result["problem"] = info.problem;
+  result["devices"] = devices;
+  return result;
 }
 
 py::list cpu_isas() {
@@ -197,8 +247,19 @@ struct packed_weight {
     check(lowbit_packed_describe(bytes.data, size(), &description));
   }
   size_t size() const { return static_cast<size_t>(bytes.size()); }
-  int64_t groups_n() const { return ceil_div(description.n, description.group_n); }
-  int64_t groups_k() const { return ceil_div(description.k, description.group_k); }
+};
+
+// Shapes of the scales of a weight, by the rule of its format.
+struct scale_shapes {
+  std::vector<int64_t> groups, supers;  // supers is empty where scales have one level
+
+  explicit scale_shapes(const lowbit_weight& w) : groups{ceil_div(w.n, w.group_n), ceil_div(w.k, w.group_k)} {
+    const lowbit_format_info info = info_of(w.format);
+    if (info.super_flat)
+      supers = {ceil_div(groups[0] * groups[1], info.super_groups)};
+    else if (info.super_groups)
+      supers = {groups[0], ceil_div(groups[1], info.super_groups)};
+  }
 };
 
 py::dict describe(const py::object& packed) {
@@ -213,23 +274,36 @@ py::dict describe(const py::object& packed) {
   d["scale_dtype"] = dtype_name(w.scale_dtype);
   d["zero_point"] = w.zero_points != nullptr;
   d["global_scale"] = w.global_scale;
+  d["scale_offset"] = w.scale_offset;
   return d;
 }
+
+// What scales have beside themselves, as Python gives it.
+struct scale_arguments {
+  py::object zero_points, mins, super_scales, super_mins;
+  float scale_offset;
+};
 
 // A canonical weight whose arrays are checked and kept.
 struct canonical_weight {
   array codes, scales;
-  std::optional<array> zero_points;
+  std::optional<array> zero_points, mins, super_scales, super_mins;
   lowbit_weight w;
 };
 
-canonical_weight canonical(const py::object& codes, const py::object& scales, const py::object& zero_points,
+canonical_weight canonical(const py::object& codes, const py::object& scales, const scale_arguments& beside,
                            const std::string& format, int64_t group_n, int64_t group_k, std::optional<int64_t> k,
                            float global_scale) {
   if (group_n < 1 || group_k < 1)
     throw py::value_error("group_n = " + std::to_string(group_n) + ", group_k = " + std::to_string(group_k) +
                           ": both must be at least 1");
-  canonical_weight c{read(codes, "codes"), read(scales, "scales"), read_optional(zero_points, "zero_points"), {}};
+  canonical_weight c{read(codes, "codes"),
+                     read(scales, "scales"),
+                     read_optional(beside.zero_points, "zero_points"),
+                     read_optional(beside.mins, "mins"),
+                     read_optional(beside.super_scales, "super_scales"),
+                     read_optional(beside.super_mins, "super_mins"),
+                     {}};
   c.w.format = format_called(format);
   const lowbit_format_info info = info_of(c.w.format);
   c.codes.expect_dtype({"uint8", "int8", "float8_e4m3fn", "float8_e5m2"});
@@ -239,6 +313,7 @@ canonical_weight canonical(const py::object& codes, const py::object& scales, co
   c.w.group_n = group_n;
   c.w.group_k = group_k;
   c.w.global_scale = global_scale;
+  c.w.scale_offset = beside.scale_offset;
   c.codes.expect_shape({c.w.n, ceil_div(c.w.k * info.bits, 8)});
   if (info.scale_dtype < 0) {
     c.w.scale_dtype = c.scales.float_dtype();
@@ -246,22 +321,38 @@ canonical_weight canonical(const py::object& codes, const py::object& scales, co
     c.w.scale_dtype = static_cast<lowbit_dtype>(info.scale_dtype);
     c.scales.expect_dtype({dtype_name(c.w.scale_dtype), "uint8"});
   }
-  const int64_t groups_n = ceil_div(c.w.n, group_n), groups_k = ceil_div(c.w.k, group_k);
-  c.scales.expect_shape({groups_n, groups_k});
+  const scale_shapes shapes(c.w);
+  c.scales.expect_shape(shapes.groups);
   c.w.codes = c.codes.data;
   c.w.scales = c.scales.data;
-  if (c.zero_points) {
-    c.zero_points->expect_dtype({"int8"});
-    c.zero_points->expect_shape({groups_n, groups_k});
-    c.w.zero_points = static_cast<const int8_t*>(c.zero_points->data);
-  }
+  const auto take = [](const std::optional<array>& given, const char* type,
+                       const std::vector<int64_t>& shape) -> const void* {
+    if (!given) return nullptr;
+    given->expect_dtype({type});
+    given->expect_shape(shape);
+    return given->data;
+  };
+  const auto expect_given = [&](const std::optional<array>& given, bool wanted, const char* name) {
+    if (given.has_value() != wanted)
+      throw py::value_error(std::string(info.name) + (wanted ? " needs " : " has no ") + name);
+  };
+  expect_given(c.mins, info.has_min, "mins");
+  expect_given(c.super_scales, info.super_groups, "super_scales");
+  expect_given(c.super_mins, info.super_groups && info.has_min, "super_mins");
+  const char* super_type = dtype_name(static_cast<lowbit_dtype>(info.super_dtype));
+  c.w.zero_points = static_cast<const int8_t*>(take(c.zero_points, "int8", shapes.groups));
+  c.w.mins = take(c.mins, dtype_name(c.w.scale_dtype), shapes.groups);
+  c.w.super_scales = take(c.super_scales, super_type, shapes.supers);
+  c.w.super_mins = take(c.super_mins, super_type, shapes.supers);
   return c;
 }
 
 py::array pack(const py::object& codes, const py::object& scales, const py::object& zero_points,
                const std::string& format, int64_t group_n, int64_t group_k, std::optional<int64_t> k,
-               float global_scale, int num_threads) {
-  const canonical_weight c = canonical(codes, scales, zero_points, format, group_n, group_k, k, global_scale);
+               float global_scale, const py::object& mins, const py::object& super_scales, const py::object& super_mins,
+               float scale_offset, int num_threads) {
+  const scale_arguments beside{zero_points, mins, super_scales, super_mins, scale_offset};
+  const canonical_weight c = canonical(codes, scales, beside, format, group_n, group_k, k, global_scale);
   size_t bytes;
   check(lowbit_packed_bytes(&c.w, &bytes));
   py::array packed = empty({static_cast<int64_t>(bytes)}, "uint8");
@@ -276,19 +367,33 @@ py::dict unpack(const py::object& packed, int num_threads) {
   const lowbit_weight& w = p.description;
   const bool bytes = w.scale_dtype == LOWBIT_E8M0 || w.scale_dtype == LOWBIT_E4M3;
   py::array codes = empty({w.n, ceil_div(w.k * info_of(w.format).bits, 8)}, "uint8");
-  py::array scales = empty({p.groups_n(), p.groups_k()}, bytes ? "uint8" : dtype_name(w.scale_dtype));
-  py::object zero_points = py::none();
-  if (w.zero_points) zero_points = empty({p.groups_n(), p.groups_k()}, "int8");
-  void* const to_codes = codes.mutable_data();
-  void* const to_scales = scales.mutable_data();
-  auto* const to_zero_points =
-      w.zero_points ? static_cast<int8_t*>(zero_points.cast<py::array>().mutable_data()) : nullptr;
-  const lowbit_parallel parallel = threads(num_threads);
-  unlocked([&] { return lowbit_unpack(p.bytes.data, p.size(), to_codes, to_scales, to_zero_points, &parallel); });
+  const lowbit_format_info info = info_of(w.format);
+  const scale_shapes shapes(w);
+  const std::string scale_type = bytes ? "uint8" : dtype_name(w.scale_dtype),
+                    super_type = dtype_name(static_cast<lowbit_dtype>(info.super_dtype));
+  py::array scales = empty(shapes.groups, scale_type);
   py::dict result = describe(packed);
   result["codes"] = codes;
   result["scales"] = scales;
-  result["zero_points"] = zero_points;
+  const auto place = [&](bool wanted, const char* name, const std::string& type,
+                         const std::vector<int64_t>& shape) -> void* {
+    if (!wanted) {
+      result[name] = py::none();
+      return nullptr;
+    }
+    py::array out = empty(shape, type);
+    result[name] = out;
+    return out.mutable_data();
+  };
+  lowbit_weight_arrays out{};
+  out.codes = codes.mutable_data();
+  out.scales = scales.mutable_data();
+  out.zero_points = static_cast<int8_t*>(place(w.zero_points, "zero_points", "int8", shapes.groups));
+  out.mins = place(info.has_min, "mins", scale_type, shapes.groups);
+  out.super_scales = place(info.super_groups, "super_scales", super_type, shapes.supers);
+  out.super_mins = place(info.super_groups && info.has_min, "super_mins", super_type, shapes.supers);
+  const lowbit_parallel parallel = threads(num_threads);
+  unlocked([&] { return lowbit_unpack(p.bytes.data, p.size(), &out, &parallel); });
   return result;
 }
 
@@ -304,8 +409,10 @@ py::array dequantize_packed(const py::object& packed, const std::string& dtype, 
 
 py::array dequantize(const py::object& codes, const py::object& scales, const py::object& zero_points,
                      const std::string& format, int64_t group_n, int64_t group_k, std::optional<int64_t> k,
-                     float global_scale, const std::string& dtype, int num_threads) {
-  const canonical_weight c = canonical(codes, scales, zero_points, format, group_n, group_k, k, global_scale);
+                     float global_scale, const py::object& mins, const py::object& super_scales,
+                     const py::object& super_mins, float scale_offset, const std::string& dtype, int num_threads) {
+  const scale_arguments beside{zero_points, mins, super_scales, super_mins, scale_offset};
+  const canonical_weight c = canonical(codes, scales, beside, format, group_n, group_k, k, global_scale);
   const lowbit_dtype out_dtype = dtype_called(dtype, "dtype");
   py::array out = empty({c.w.n, c.w.k}, dtype);
   void* const data = out.mutable_data();
@@ -435,10 +542,15 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("version", &lowbit_version, "Version of liblowbit.so.");
   m.def("build_info", &build_info, "How this module was built: version, compiler, sanitize, torch, torch_floor.");
   m.def("formats", &formats,
-        "The number formats: name, bits, block_n, block_k, scale_dtype, zero_point, global_scale, values.");
-  m.def("kernels", &kernels, "Every kernel: name, isa, family, mr, nr, kr, batch_invariant, runnable.");
+        "The number formats: name, bits, block_n, block_k, scale_dtype, zero_point, global_scale, values, integer, "
+        "minimum, super_groups, super_flat, scale_values.");
+  m.def("kernels", &kernels, "Every kernel: name, isa, family, mr, nr, kr, batch_invariant, runnable, device.");
   m.def("explain", &explain, arg("family"), arg("format"), arg("m"), arg("n"), arg("k"), arg("group_k"), arg("x_dtype"),
-        "The kernels of a family for a problem, best first: kernel, chosen, reason it is not.");
+        arg("device") = "cpu", arg("arch") = 0, arg("group_n") = 1, arg("x_group") = 0, arg("accum") = "promoted",
+        "The kernels of a family for a problem, best first: kernel, chosen, reason it is not. device='cuda': on a device "
+        "of compute capability arch / 10, or (0) the current one.");
+  m.def("cuda", &cuda,
+        "The CUDA side: architectures built for, problem (why none of its kernels runs here, or ''), devices.");
   m.def("cpu_isas", &cpu_isas, "The CPU levels, worst first: name, supported.");
   m.def("cpu_isa", [] { return lowbit_cpu_isa_name(lowbit_cpu_isa()); }, "The CPU level in use.");
   m.def("set_cpu_isa", &set_cpu_isa, arg("name"), "Uses another CPU level. Not while kernels run.");
@@ -448,17 +560,22 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
 
   m.def("packed_bytes", &packed_bytes, arg("format"), arg("n"), arg("k"), arg("group_n"), arg("group_k"),
         arg("scale_dtype"), arg("zero_point"), "Size of a packed weight in bytes.");
-  m.def("describe", &describe, arg("packed"),
-        "A packed weight's header: format, n, k, group_n, group_k, scale_dtype, zero_point, global_scale.");
+  m.def(
+      "describe", &describe, arg("packed"),
+      "A packed weight's header: format, n, k, group_n, group_k, scale_dtype, zero_point, global_scale, scale_offset.");
   m.def("pack", &pack, arg("codes"), arg("scales"), arg("zero_points") = none, keywords, arg("format"), arg("group_n"),
-        arg("group_k"), arg("k") = none, arg("global_scale") = 1.0f, arg("num_threads") = 0,
-        "uint8 [packed_bytes] from codes [n, ceil(k * bits / 8)], scales and zero points [n groups, k groups].");
+        arg("group_k"), arg("k") = none, arg("global_scale") = 1.0f, arg("mins") = none, arg("super_scales") = none,
+        arg("super_mins") = none, arg("scale_offset") = 0.0f, arg("num_threads") = 0,
+        "uint8 [packed_bytes] from codes [n, ceil(k * bits / 8)], scales, zero points and mins [n groups, k groups], "
+        "and, where scales have two levels, super_scales and super_mins.");
   m.def("unpack", &unpack, arg("packed"), keywords, arg("num_threads") = 0,
-        "What describe() says, with codes, scales (float8 ones as uint8) and zero_points (or None).");
+        "What describe() says, with codes, scales (float8 ones as uint8), zero_points, mins, super_scales and "
+        "super_mins (or None).");
   m.def("dequantize_packed", &dequantize_packed, arg("packed"), keywords, arg("dtype") = "float32",
         arg("num_threads") = 0, "[n, k] from a packed weight.");
   m.def("dequantize", &dequantize, arg("codes"), arg("scales"), arg("zero_points") = none, keywords, arg("format"),
-        arg("group_n"), arg("group_k"), arg("k") = none, arg("global_scale") = 1.0f, arg("dtype") = "float32",
+        arg("group_n"), arg("group_k"), arg("k") = none, arg("global_scale") = 1.0f, arg("mins") = none,
+        arg("super_scales") = none, arg("super_mins") = none, arg("scale_offset") = 0.0f, arg("dtype") = "float32",
         arg("num_threads") = 0, "[n, k] from the canonical form.");
   m.def("encode", &encode, arg("w"), arg("divisor"), arg("zero_points") = none, keywords, arg("format"), arg("group_n"),
         arg("group_k"), arg("num_threads") = 0,

@@ -8,9 +8,27 @@ namespace {
 // A canonical weight whose tensors are checked and kept.
 struct canonical_weight {
   tensor codes, scales;
-  std::optional<tensor> zero_points;
+  std::optional<tensor> zero_points, mins, super_scales, super_mins;
   lowbit_weight w;
 };
+
+// Shapes of the scales of a weight, by the rule of its format.
+struct scale_shapes {
+  std::vector<int64_t> groups, supers;  // supers is empty where scales have one level
+
+  scale_shapes(const lowbit_weight& w, const lowbit_format_info& info)
+      : groups{ceil_div(w.n, w.group_n), ceil_div(w.k, w.group_k)} {
+    if (info.super_flat)
+      supers = {ceil_div(groups[0] * groups[1], info.super_groups)};
+    else if (info.super_groups)
+      supers = {groups[0], ceil_div(groups[1], info.super_groups)};
+  }
+};
+
+// Refuses a tensor that the format has not, or one that is missing.
+void expect_given(bool given, bool wanted, const char* name, const lowbit_format_info& info) {
+  if (given != wanted) invalid(std::string(info.name) + (wanted ? " needs " : " has no ") + name);
+}
 
 void expect_positive(const char* first, int64_t a, const char* second, int64_t b) {
   if (a >= 1 && b >= 1) return;
@@ -18,12 +36,20 @@ void expect_positive(const char* first, int64_t a, const char* second, int64_t b
           ": both must be at least 1");
 }
 
-canonical_weight canonical(const tensor& codes, const tensor& scales, const std::optional<tensor>& zero_points,
+canonical_weight canonical(const execution& on, const tensor& codes, const tensor& scales, const std::optional<tensor>& zero_points,
                            double global_scale, const std::string& format, int64_t n, int64_t k, int64_t group_n,
-                           int64_t group_k) {
+                           int64_t group_k, const std::optional<tensor>& mins,
+                           const std::optional<tensor>& super_scales, const std::optional<tensor>& super_mins,
+                           double scale_offset) {
   expect_positive("n", n, "k", k);
   expect_positive("group_n", group_n, "group_k", group_k);
+  on.expect(scales, "scales");
+  on.expect(zero_points, "zero_points");
+  on.expect(mins, "mins");
+  on.expect(super_scales, "super_scales");
+  on.expect(super_mins, "super_mins");
   lowbit_weight w{};
+  w.packed_for = on.device;
   w.format = format_called(format);
   lowbit_format_info info;
   check(lowbit_format_get(w.format, &info));
@@ -32,7 +58,8 @@ canonical_weight canonical(const tensor& codes, const tensor& scales, const std:
   w.group_n = group_n;
   w.group_k = group_k;
   w.global_scale = static_cast<float>(global_scale);
-  const int64_t groups_n = ceil_div(n, group_n), groups_k = ceil_div(k, group_k);
+  w.scale_offset = static_cast<float>(scale_offset);
+  const scale_shapes shapes(w, info);
   expect_dtype(codes, "codes", uint8_type());
   expect_shape(codes, "codes", {n, ceil_div(k * info.bits, 8)});
   if (info.scale_dtype < 0) {
@@ -41,14 +68,26 @@ canonical_weight canonical(const tensor& codes, const tensor& scales, const std:
     w.scale_dtype = static_cast<lowbit_dtype>(info.scale_dtype);
     expect_dtype(scales, "scales", torch_dtype(w.scale_dtype));
   }
-  expect_shape(scales, "scales", {groups_n, groups_k});
-  canonical_weight c{codes.contiguous(), scales.contiguous(), std::nullopt, w};
-  if (zero_points) {
-    expect_dtype(*zero_points, "zero_points", int8_type());
-    expect_shape(*zero_points, "zero_points", {groups_n, groups_k});
-    c.zero_points = zero_points->contiguous();
-    c.w.zero_points = static_cast<const int8_t*>(c.zero_points->data());
-  }
+  expect_shape(scales, "scales", shapes.groups);
+  canonical_weight c{
+      codes.contiguous(), scales.contiguous(), std::nullopt, std::nullopt, std::nullopt, std::nullopt, w};
+  const auto take = [](const std::optional<tensor>& given, const char* name, dtype type,
+                       const std::vector<int64_t>& shape, std::optional<tensor>& kept) -> const void* {
+    if (!given) return nullptr;
+    expect_dtype(*given, name, type);
+    expect_shape(*given, name, shape);
+    kept = given->contiguous();
+    return kept->data();
+  };
+  expect_given(mins.has_value(), info.has_min, "mins", info);
+  expect_given(super_scales.has_value(), info.super_groups, "super_scales", info);
+  expect_given(super_mins.has_value(), info.super_groups && info.has_min, "super_mins", info);
+  const dtype super_type = torch_dtype(static_cast<lowbit_dtype>(info.super_dtype));
+  c.w.zero_points =
+      static_cast<const int8_t*>(take(zero_points, "zero_points", int8_type(), shapes.groups, c.zero_points));
+  c.w.mins = take(mins, "mins", scales.type(), shapes.groups, c.mins);
+  c.w.super_scales = take(super_scales, "super_scales", super_type, shapes.supers, c.super_scales);
+  c.w.super_mins = take(super_mins, "super_mins", super_type, shapes.supers, c.super_mins);
   c.w.codes = c.codes.data();
   c.w.scales = c.scales.data();
   return c;
@@ -57,61 +96,84 @@ canonical_weight canonical(const tensor& codes, const tensor& scales, const std:
 }  // namespace
 
 tensor pack(const tensor& codes, const tensor& scales, const std::optional<tensor>& zero_points, double global_scale,
-            const std::string& format, int64_t n, int64_t k, int64_t group_n, int64_t group_k) {
-  const canonical_weight c = canonical(codes, scales, zero_points, global_scale, format, n, k, group_n, group_k);
+            const std::string& format, int64_t n, int64_t k, int64_t group_n, int64_t group_k,
+            const std::optional<tensor>& mins, const std::optional<tensor>& super_scales,
+            const std::optional<tensor>& super_mins, double scale_offset) {
+  const execution on(codes);
+  const canonical_weight c = canonical(on, codes, scales, zero_points, global_scale, format, n, k, group_n, group_k,
+                                       mins, super_scales, super_mins, scale_offset);
   size_t bytes;
   check(lowbit_packed_bytes(&c.w, &bytes));
   const int64_t sizes[] = {static_cast<int64_t>(bytes)};
-  tensor packed = tensor::empty(sizes, uint8_type());
-  const lowbit_parallel threads = parallel();
-  check(lowbit_pack(&c.w, packed.mutable_data(), bytes, &threads));
+  tensor packed = tensor::empty(sizes, uint8_type(), on.where);
+  check(on.cuda() ? lowbit_pack_cuda(&c.w, packed.mutable_data(), bytes, on.stream)
+                  : lowbit_pack(&c.w, packed.mutable_data(), bytes, &on.threads));
   return packed;
 }
 
-void unpack(const tensor& packed, const tensor& codes, const tensor& scales, const std::optional<tensor>& zero_points) {
-  const packed_weight p(packed);
+void unpack(const tensor& packed, const tensor& codes, const tensor& scales, const std::optional<tensor>& zero_points,
+            const std::optional<tensor>& mins, const std::optional<tensor>& super_scales,
+            const std::optional<tensor>& super_mins, const std::optional<std::string>& description) {
+  const execution on(packed);
+  const packed_weight p(packed, description, on);
   const lowbit_weight& w = p.description;
   lowbit_format_info info;
   check(lowbit_format_get(w.format, &info));
-  const int64_t groups_n = ceil_div(w.n, w.group_n), groups_k = ceil_div(w.k, w.group_k);
-  expect_dtype(codes, "codes", uint8_type());
-  expect_shape(codes, "codes", {w.n, ceil_div(w.k * info.bits, 8)});
-  expect_contiguous(codes, "codes");
-  expect_dtype(scales, "scales", torch_dtype(w.scale_dtype));
-  expect_shape(scales, "scales", {groups_n, groups_k});
-  expect_contiguous(scales, "scales");
-  int8_t* zeros = nullptr;
-  if (zero_points) {
-    expect_dtype(*zero_points, "zero_points", int8_type());
-    expect_shape(*zero_points, "zero_points", {groups_n, groups_k});
-    expect_contiguous(*zero_points, "zero_points");
-    if (!w.zero_points) invalid("zero_points are given, but the packed weight has none");
-    zeros = static_cast<int8_t*>(zero_points->mutable_data());
-  }
-  const lowbit_parallel threads = parallel();
-  check(lowbit_unpack(p.data, p.bytes, codes.mutable_data(), scales.mutable_data(), zeros, &threads));
+  const scale_shapes shapes(w, info);
+  const auto place = [&](const tensor& out, const char* name, dtype type, const std::vector<int64_t>& shape) {
+    on.expect(out, name);
+    expect_dtype(out, name, type);
+    expect_shape(out, name, shape);
+    expect_contiguous(out, name);
+    return out.mutable_data();
+  };
+  const auto place_if = [&](const std::optional<tensor>& out, bool wanted, const char* name, dtype type,
+                            const std::vector<int64_t>& shape) -> void* {
+    if (!out) return nullptr;
+    if (!wanted) invalid(std::string(name) + " are given, but the packed weight has none");
+    return place(*out, name, type, shape);
+  };
+  const dtype scale_type = torch_dtype(w.scale_dtype),
+              super_type = torch_dtype(static_cast<lowbit_dtype>(info.super_dtype));
+  lowbit_weight_arrays out{};
+  out.codes = place(codes, "codes", uint8_type(), {w.n, ceil_div(w.k * info.bits, 8)});
+  out.scales = place(scales, "scales", scale_type, shapes.groups);
+  out.zero_points =
+      static_cast<int8_t*>(place_if(zero_points, w.zero_points, "zero_points", int8_type(), shapes.groups));
+  out.mins = place_if(mins, info.has_min, "mins", scale_type, shapes.groups);
+  out.super_scales = place_if(super_scales, info.super_groups, "super_scales", super_type, shapes.supers);
+  out.super_mins = place_if(super_mins, info.super_groups && info.has_min, "super_mins", super_type, shapes.supers);
+  check(on.cuda() ? lowbit_unpack_cuda(&w, p.data, p.bytes, &out, on.stream)
+                  : lowbit_unpack(p.data, p.bytes, &out, &on.threads));
 }
 
-tensor dequantize_packed(const tensor& packed, int64_t n, int64_t k, dtype type) {
-  const packed_weight p(packed);
+tensor dequantize_packed(const tensor& packed, int64_t n, int64_t k, dtype type,
+                         const std::optional<std::string>& description) {
+  const execution on(packed);
+  const packed_weight p(packed, description, on);
   p.expect_size(n, k);
   const lowbit_dtype out_dtype = float_dtype(type, "dtype");
   const int64_t sizes[] = {n, k};
-  tensor out = tensor::empty(sizes, type);
-  const lowbit_parallel threads = parallel();
-  check(lowbit_dequantize_packed(p.data, p.bytes, out.mutable_data(), out_dtype, &threads));
+  tensor out = tensor::empty(sizes, type, on.where);
+  void* const data = out.mutable_data();
+  check(on.cuda() ? lowbit_dequantize_packed_cuda(&p.description, p.data, p.bytes, data, out_dtype, on.stream)
+                  : lowbit_dequantize_packed(p.data, p.bytes, data, out_dtype, &on.threads));
   return out;
 }
 
 tensor dequantize(const tensor& codes, const tensor& scales, const std::optional<tensor>& zero_points,
                   double global_scale, const std::string& format, int64_t n, int64_t k, int64_t group_n,
-                  int64_t group_k, dtype type) {
-  const canonical_weight c = canonical(codes, scales, zero_points, global_scale, format, n, k, group_n, group_k);
+                  int64_t group_k, dtype type, const std::optional<tensor>& mins,
+                  const std::optional<tensor>& super_scales, const std::optional<tensor>& super_mins,
+                  double scale_offset) {
+  const execution on(codes);
+  const canonical_weight c = canonical(on, codes, scales, zero_points, global_scale, format, n, k, group_n, group_k,
+                                       mins, super_scales, super_mins, scale_offset);
   const lowbit_dtype out_dtype = float_dtype(type, "dtype");
   const int64_t sizes[] = {n, k};
-  tensor out = tensor::empty(sizes, type);
-  const lowbit_parallel threads = parallel();
-  check(lowbit_dequantize(&c.w, out.mutable_data(), out_dtype, &threads));
+  tensor out = tensor::empty(sizes, type, on.where);
+  check(on.cuda() ? lowbit_dequantize_cuda(&c.w, out.mutable_data(), out_dtype, on.stream)
+                  : lowbit_dequantize(&c.w, out.mutable_data(), out_dtype, &on.threads));
   return out;
 }
 
@@ -119,6 +181,9 @@ tensor encode(const tensor& w, const tensor& divisor, const std::optional<tensor
               const std::string& format, int64_t group_n, int64_t group_k) {
   if (w.dim() != 2) invalid("w has shape " + shape_text(w.sizes()) + ": it must have two dimensions");
   const int64_t n = w.sizes()[0], k = w.sizes()[1];
+  const execution on(w);
+  on.expect(divisor, "divisor");
+  on.expect(zero_points, "zero_points");
   expect_positive("n", n, "k", k);
   expect_positive("group_n", group_n, "group_k", group_k);
   lowbit_encode_args args{};
@@ -142,12 +207,11 @@ tensor encode(const tensor& w, const tensor& divisor, const std::optional<tensor
     args.zero_points = static_cast<const int8_t*>(zeros->data());
   }
   const int64_t sizes[] = {n, ceil_div(k * info.bits, 8)};
-  tensor codes = tensor::empty(sizes, uint8_type());
+  tensor codes = tensor::empty(sizes, uint8_type(), on.where);
   args.w = w_rows.data();
   args.divisor = divisors.data();
   args.codes = codes.mutable_data();
-  const lowbit_parallel threads = parallel();
-  check(lowbit_encode(&args, &threads));
+  check(on.cuda() ? lowbit_encode_cuda(&args, on.stream) : lowbit_encode(&args, &on.threads));
   return codes;
 }
 

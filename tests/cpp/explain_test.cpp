@@ -29,6 +29,18 @@ int level_of(const char* isa) {
   return -1;
 }
 
+lowbit_problem problem_of(lowbit_family family, lowbit_format format, int64_t m, lowbit_dtype x_dtype) {
+  lowbit_problem p{};
+  p.family = family;
+  p.format = format;
+  p.m = m;
+  p.n = 64;
+  p.k = 128;
+  p.group_k = 32;
+  p.x_dtype = x_dtype;
+  return p;
+}
+
 template <class Visit>
 void for_each_problem(const Visit& visit) {
   const int before = lowbit_cpu_isa();
@@ -42,7 +54,7 @@ void for_each_problem(const Visit& visit) {
     for (const lowbit_family family : {LOWBIT_WEIGHT_ONLY, LOWBIT_INTEGER})
       for (lowbit_format format = 0; format < lowbit_num_formats(); ++format)
         for (const lowbit_dtype x : {LOWBIT_F32, LOWBIT_F16, LOWBIT_BF16, LOWBIT_I8})
-          for (const int64_t m : {1, 4, 256}) visit(isa, lowbit_problem{family, format, m, 64, 128, 32, x});
+          for (const int64_t m : {1, 4, 256}) visit(isa, problem_of(family, format, m, x));
   }
   lowbit_set_cpu_isa(before);
 }
@@ -73,7 +85,7 @@ TEST(one_kernel_is_chosen_and_every_other_has_a_reason) {
     for (int32_t i = 0; i < lowbit_num_kernels(); ++i) {
       lowbit_kernel_info info;
       CHECK_EQ(lowbit_kernel_get(i, &info), LOWBIT_OK);
-      rows += info.family == problem.family;
+      rows += info.family == problem.family && info.device == LOWBIT_CPU;
     }
     CHECK_EQ(static_cast<int>(seen.size()), rows);
   });
@@ -96,14 +108,18 @@ TEST(the_table_of_kernels) {
     CHECK_EQ(lowbit_kernel_get(i, &info), LOWBIT_OK);
     CHECK(names.insert(info.name).second, "%s twice", info.name);
     CHECK(std::strstr(info.name, info.isa), "%s is of level %s", info.name, info.isa);
-    const char* family = info.family == LOWBIT_INTEGER ? "integer_" : "weight_only_";
+    static constexpr const char* families[] = {"weight_only_", "integer_", "fp8_"};
+    const char* family = families[info.family];
     CHECK(!std::strncmp(info.name, family, std::strlen(family)), "%s", info.name);
     CHECK(info.mr > 0 && info.nr > 0 && info.kr > 0, "%s", info.name);
-    CHECK(info.runnable == (level_of(info.isa) <= lowbit_cpu_isa()), "%s", info.name);
+    if (info.device == LOWBIT_CPU) {
+      const int level = level_of(info.isa);
+      CHECK(info.runnable == (level <= lowbit_cpu_isa() && lowbit_cpu_isa_supported(level)), "%s", info.name);
+    }
   }
   CHECK_EQ(lowbit_kernel_get(-1, &info), LOWBIT_INVALID_VALUE);
   CHECK_EQ(lowbit_kernel_get(lowbit_num_kernels(), &info), LOWBIT_INVALID_VALUE);
-  const lowbit_problem unknown{LOWBIT_WEIGHT_ONLY, 99, 1, 1, 1, 1, LOWBIT_F32};
+  const lowbit_problem unknown = problem_of(LOWBIT_WEIGHT_ONLY, 99, 1, LOWBIT_F32);
   CHECK_EQ(lowbit_explain(&unknown, nullptr, nullptr), LOWBIT_INVALID_VALUE);
 }
 
@@ -115,7 +131,7 @@ TEST(a_level_caps_what_runs) {
     for (int32_t i = 0; i < lowbit_num_kernels(); ++i) {
       lowbit_kernel_info info;
       CHECK_EQ(lowbit_kernel_get(i, &info), LOWBIT_OK);
-      if (level_of(info.isa) > isa) CHECK(!info.runnable, "%s under %s", info.name, lowbit_cpu_isa_name(isa));
+      if (info.device == LOWBIT_CPU && level_of(info.isa) > isa) CHECK(!info.runnable, "%s under %s", info.name, lowbit_cpu_isa_name(isa));
     }
   }
   lowbit_set_cpu_isa(before);

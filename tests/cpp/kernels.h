@@ -67,11 +67,33 @@ struct multiplication {
     const float* const scales = activation == LOWBIT_STATIC ? x_scale.data() : nullptr;
     const int32_t* const zeros = has_x_zero_point ? x_zero_point.data() : nullptr;
     const int64_t num_scales = static_cast<int64_t>(x_scale.size());
-    const lowbit_problem problem{row.family, w.description.format, m, w.n(), w.k(), w.description.group_k, x_dtype};
+    lowbit_problem problem{};
+    problem.family = row.family;
+    problem.format = w.description.format;
+    problem.m = m;
+    problem.n = w.n();
+    problem.k = w.k();
+    problem.group_k = w.description.group_k;
+    problem.x_dtype = x_dtype;
     if (lowbit::select_kernel(problem) == &row) {
-      const lowbit_gemm_args a{row.family,    m,      x.data(),   x_dtype,    x_stride, packed.data(),
-                               packed.size(), b,      bias_dtype, y.data(),   y_dtype,  y_stride,
-                               activation,    scales, zeros,      num_scales, parallel};
+      lowbit_gemm_args a{};
+      a.family = row.family;
+      a.m = m;
+      a.x = x.data();
+      a.x_dtype = x_dtype;
+      a.x_stride = x_stride;
+      a.packed = packed.data();
+      a.packed_bytes = packed.size();
+      a.bias = b;
+      a.bias_dtype = bias_dtype;
+      a.y = y.data();
+      a.y_dtype = y_dtype;
+      a.y_stride = y_stride;
+      a.activation = activation;
+      a.x_scale = scales;
+      a.x_zero_point = zeros;
+      a.num_x_scales = num_scales;
+      a.parallel = parallel;
       return lowbit_gemm(&a);
     }
     lowbit::gemm_problem p{{},      m,        x.data(),   x_dtype, x_stride, b,          bias_dtype, y.data(),

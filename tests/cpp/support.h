@@ -178,16 +178,14 @@ inline canonical_weight random_weight(const weight_options& o, random_source& ra
   CHECK_EQ(lowbit_format_find(o.format, &format), LOWBIT_OK);
   const lowbit::format_row& f = lowbit::format_at(format);
   lowbit_weight& d = w.description;
-  d = {format,
-       o.n,
-       o.k,
-       f.block_n ? f.block_n : o.group_n,
-       f.block_k ? f.block_k : o.group_k,
-       nullptr,
-       nullptr,
-       f.scale == lowbit::scale_rule::any_float ? o.scale_dtype : static_cast<lowbit_dtype>(f.scale),
-       nullptr,
-       1.0f};
+  d = {};
+  d.format = format;
+  d.n = o.n;
+  d.k = o.k;
+  d.group_n = f.block_n ? f.block_n : o.group_n;
+  d.group_k = f.block_k ? f.block_k : o.group_k;
+  d.scale_dtype = f.scale == lowbit::scale_rule::any_float ? o.scale_dtype : static_cast<lowbit_dtype>(f.scale);
+  d.global_scale = 1;
   w.codes.resize(static_cast<size_t>(o.n * w.row_bytes()));
   for (int64_t i = 0; i < o.n; ++i) {
     for (int64_t j = 0; j < o.k; ++j) {

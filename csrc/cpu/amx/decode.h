@@ -70,7 +70,7 @@ class bf16_decoder {
   // What a chunk needs: the scales of its 1, 2 or 4 groups, and the tables made of them.
   struct alignas(64) chunk_groups {
     uint16_t table[panel_rows * 4 * 16];  // [row][group][code]
-    float scale[4][panel_rows], zero[4][panel_rows];
+    float scale[4][panel_rows], zero[4][panel_rows], min[4][panel_rows];
   };
 
   packed_view w;
@@ -120,27 +120,34 @@ class bf16_decoder {
       _mm512_store_ps(out.scale[i], load_scales(w, panel, group));
       if (w.zero_points || s.bits == 8)
         _mm512_store_ps(out.zero[i], _mm512_cvtepi32_ps(load_zero_points(w, panel, group)));
+      if (w.mins) _mm512_store_ps(out.min[i], load_numbers(w, w.mins, w.super_mins, panel, group));
     }
     if (s.bits == 8) return;
-    if (w.zero_points)
-      make_tables<Unit, true>(out);
+    if (w.mins)
+      make_tables<Unit, offset::min>(out);
+    else if (w.zero_points)
+      make_tables<Unit, offset::zero_point>(out);
     else
-      make_tables<Unit, false>(out);
+      make_tables<Unit, offset::none>(out);
   }
 
-  template <bool Zero>
+  enum class offset { none, zero_point, min };  // no format has both
+
+  template <offset Offset>
   static __m512 scaled_values(__m512 v, const chunk_groups& of, int row, int group) {
-    if (Zero) v = _mm512_sub_ps(v, _mm512_set1_ps(of.zero[group][row]));
-    return _mm512_mul_ps(v, _mm512_set1_ps(of.scale[group][row]));
+    const __m512 scale = _mm512_set1_ps(of.scale[group][row]);
+    if (Offset == offset::min) return _mm512_fmadd_ps(v, scale, _mm512_set1_ps(of.min[group][row]));
+    if (Offset == offset::zero_point) v = _mm512_sub_ps(v, _mm512_set1_ps(of.zero[group][row]));
+    return _mm512_mul_ps(v, scale);
   }
 
-  template <int Unit, bool Zero>
+  template <int Unit, offset Offset>
   void make_tables(chunk_groups& out) const {
     constexpr int groups = chunk / Unit;
     const __m512 v = values;
     for (int i = 0; i < panel_rows * groups; i += 2) {  // two tables of 16 at a time
-      const __m512 low = scaled_values<Zero>(v, out, i / groups, i % groups);
-      const __m512 high = scaled_values<Zero>(v, out, (i + 1) / groups, (i + 1) % groups);
+      const __m512 low = scaled_values<Offset>(v, out, i / groups, i % groups);
+      const __m512 high = scaled_values<Offset>(v, out, (i + 1) / groups, (i + 1) % groups);
       _mm512_store_si512(out.table + 16 * i, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
     }
   }

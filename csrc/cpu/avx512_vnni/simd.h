@@ -34,23 +34,38 @@ inline __m512 minifloat_to_f32(__m128i bytes, int fp16_shift, float fp16_scale) 
   return _mm512_mul_ps(_mm512_cvtph_ps(_mm256_or_si256(magnitude, sign)), _mm512_set1_ps(fp16_scale));
 }
 
-// The 16 scales of a panel's rows for one group, as fp32.
-inline __m512 load_scales(const packed_view& w, int64_t panel, int64_t group) {
+// Scales, or minima, of a panel's rows for one group, as fp32: 16 numbers of w.scale_dtype, times `super` where the
+// rule has two levels.
+inline __m512 load_numbers(const packed_view& w, const void* data, const void* super, int64_t panel, int64_t group) {
   const int64_t i = (panel * w.shape.groups + group) * panel_rows;
+  const __m128i* bytes = reinterpret_cast<const __m128i*>(static_cast<const uint8_t*>(data) + i);
   switch (w.scale_dtype) {
+    case LOWBIT_I8:
+      return _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(bytes))),
+                           load_f32(super, w.super_index(panel * panel_rows, group), LOWBIT_F16));
+    case LOWBIT_U8: {
+      float of_row[panel_rows];
+      for (int r = 0; r < panel_rows; ++r)
+        of_row[r] = static_cast<const float*>(super)[w.super_index(panel * panel_rows + r, group)];
+      const __m512 values =
+          _mm512_i32gather_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(bytes)), w.format->scale_values, sizeof(float));
+      return _mm512_add_ps(_mm512_mul_ps(values, _mm512_loadu_ps(of_row)), _mm512_set1_ps(w.scale_offset));
+    }
     case LOWBIT_E8M0: {
-      const __m512i exponent = _mm512_cvtepu8_epi32(
-          _mm_loadu_si128(reinterpret_cast<const __m128i*>(static_cast<const uint8_t*>(w.scales) + i)));
+      const __m512i exponent = _mm512_cvtepu8_epi32(_mm_loadu_si128(bytes));
       const __mmask16 zero = _mm512_testn_epi32_mask(exponent, exponent);  // 2^-127 is denormal
       return _mm512_castsi512_ps(
           _mm512_mask_mov_epi32(_mm512_slli_epi32(exponent, 23), zero, _mm512_set1_epi32(0x400000)));
     }
     case LOWBIT_E4M3:
-      return minifloat_to_f32(
-          _mm_loadu_si128(reinterpret_cast<const __m128i*>(static_cast<const uint8_t*>(w.scales) + i)), 7, 0x1p8f);
+      return minifloat_to_f32(_mm_loadu_si128(bytes), 7, 0x1p8f);
     default:
-      return load_f32(w.scales, i, w.scale_dtype);
+      return load_f32(data, i, w.scale_dtype);
   }
+}
+
+inline __m512 load_scales(const packed_view& w, int64_t panel, int64_t group) {
+  return load_numbers(w, w.scales, w.super_scales, panel, group);
 }
 
 inline __m512i load_zero_points(const packed_view& w, int64_t panel, int64_t group) {

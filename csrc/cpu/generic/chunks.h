@@ -34,21 +34,51 @@ inline const T* chunk_of_row(const packed_shape& s, const T* row, int64_t c, T* 
   return padded;
 }
 
-// Scales and zero points of a panel's 16 rows for one group, as fp32. One switch for all of them.
-inline void panel_scales(const packed_view& w, int64_t panel, int64_t group, float scale[panel_rows],
-                         float zero[panel_rows]) {
+// Scales, or minima, of a panel's 16 rows for one group, as fp32: numbers of w.scale_dtype, times `super` where the
+// rule has two levels. One switch for all of them.
+inline void panel_numbers(const packed_view& w, const void* data, const void* super, int64_t panel, int64_t group,
+                          float out[panel_rows]) {
   const int64_t first = w.shape.scale_index(panel * panel_rows, group);
   switch (w.scale_dtype) {
     case LOWBIT_F32:
-      std::memcpy(scale, static_cast<const float*>(w.scales) + first, panel_rows * sizeof(float));
+      std::memcpy(out, static_cast<const float*>(data) + first, panel_rows * sizeof(float));
       break;
     case LOWBIT_BF16:
-      for (int r = 0; r < panel_rows; ++r) scale[r] = bf16_to_f32(static_cast<const uint16_t*>(w.scales)[first + r]);
+      for (int r = 0; r < panel_rows; ++r) out[r] = bf16_to_f32(static_cast<const uint16_t*>(data)[first + r]);
       break;
+    case LOWBIT_F16:
+      for (int r = 0; r < panel_rows; ++r) out[r] = finite_f16_to_f32(static_cast<const uint16_t*>(data)[first + r]);
+      break;
+    case LOWBIT_I8: {
+      const int8_t* small = static_cast<const int8_t*>(data) + first;
+      const uint16_t* half = static_cast<const uint16_t*>(super) + w.super_index(panel * panel_rows, group);
+      for (int r = 0; r < panel_rows; ++r) out[r] = static_cast<float>(small[r]) * finite_f16_to_f32(half[r]);
+      break;
+    }
+    case LOWBIT_U8: {
+      const uint8_t* code = static_cast<const uint8_t*>(data) + first;
+      for (int r = 0; r < panel_rows; ++r)
+        out[r] = w.format->scale_values[code[r]] *
+                     static_cast<const float*>(super)[w.super_index(panel * panel_rows + r, group)] +
+                 w.scale_offset;
+      break;
+    }
     default:
-      for (int r = 0; r < panel_rows; ++r) scale[r] = load_as_f32(w.scales, first + r, w.scale_dtype);
+      for (int r = 0; r < panel_rows; ++r) out[r] = load_as_f32(data, first + r, w.scale_dtype);
   }
+}
+
+inline void panel_scales(const packed_view& w, int64_t panel, int64_t group, float scale[panel_rows],
+                         float zero[panel_rows]) {
+  panel_numbers(w, w.scales, w.super_scales, panel, group, scale);
+  const int64_t first = w.shape.scale_index(panel * panel_rows, group);
   for (int r = 0; r < panel_rows; ++r) zero[r] = w.zero_points ? static_cast<float>(w.zero_points[first + r]) : 0.0f;
+}
+
+// -0 where there are none: fma(value - zero, scale, -0) is the product, to the sign of a zero.
+inline void panel_mins(const packed_view& w, int64_t panel, int64_t group, float min[panel_rows]) {
+  if (w.mins) return panel_numbers(w, w.mins, w.super_mins, panel, group, min);
+  for (int r = 0; r < panel_rows; ++r) min[r] = -0.0f;
 }
 
 // One row of x, 16 outputs from n on:   y = fma(sum, factor, bias)
