@@ -50,8 +50,8 @@ lowbit_status check_gemm(const lowbit_gemm_args& a, const format_row& format, in
                 a.activation);
   if (a.family == LOWBIT_FP8 && (a.activation == LOWBIT_DYNAMIC_ASYMMETRIC || a.x_zero_point))
     return fail(LOWBIT_INVALID_VALUE, "fp8 activations have no zero points");
-  if (a.x_group != 0 && (a.family != LOWBIT_FP8 || a.x_group < 1))
-    return fail(LOWBIT_INVALID_VALUE, "x_group is %lld: only the fp8 family has activation scales for groups of columns",
+  if (a.x_group != 0 && (a.family != LOWBIT_FP8 || a.x_group != 128))
+    return fail(LOWBIT_INVALID_VALUE, "x_group is %lld: 0, or 128 with the fp8 family",
                 static_cast<long long>(a.x_group));
   if (!given) return LOWBIT_OK;
   const int64_t groups = a.x_group ? ceil_div(k, a.x_group) : 1;
@@ -245,4 +245,41 @@ lowbit_status lowbit_quantize_rows(const void* x, lowbit_dtype dtype, int64_t m,
     }
   });
   return LOWBIT_OK;
+}
+
+lowbit_status lowbit_quantize(const lowbit_quantize_args* a) {
+  if (const lowbit_status status = check_device(a->device, "device")) return status;
+  if (a->format < 0 || a->format >= num_activation_formats)
+    return fail(LOWBIT_INVALID_VALUE, "activation format %d: there are %d", a->format, num_activation_formats);
+  if (a->source < LOWBIT_PLAIN || a->source > LOWBIT_SILU_MUL)
+    return fail(LOWBIT_INVALID_VALUE, "activation source %d: plain, rms_norm or silu_mul (0 to 2)", a->source);
+  quantize_problem p{};
+  p.format = static_cast<activation_format>(a->format);
+  p.source = static_cast<activation_source>(a->source);
+  p.power_of_two = a->power_of_two;
+  p.swizzled = a->swizzled;
+  p.m = a->m;
+  p.k = a->k;
+  p.x = a->x;
+  p.x_dtype = a->x_dtype;
+  p.x_stride = a->x_stride;
+  p.other = a->other;
+  p.other_stride = a->other_stride;
+  p.weight = a->weight;
+  p.weight_dtype = a->weight_dtype;
+  p.epsilon = a->epsilon;
+  p.sum = a->sum;
+  p.sum_stride = a->sum_stride;
+  p.global_scale = a->global_scale;
+  p.q = a->q;
+  p.q_stride = a->q_stride;
+  p.scales = a->scales;
+  p.scale_stride = a->scale_stride;
+  p.zero_points = a->zero_points;
+#ifdef LOWBIT_SOON
+  if (const lowbit_status status = check_quantize(p)) return status;
+  return a->device == LOWBIT_CUDA ? api::quantize_cuda(p, a->stream) : quantize(p, a->parallel);
+#else
+  return LOWBIT_UNSUPPORTED;
+#endif
 }

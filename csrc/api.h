@@ -2,6 +2,7 @@
 #pragma once
 
 #include "formats/format.h"
+#include "gemm/quantize.h"
 #include "gemm/status.h"
 #include "lowbit/lowbit.h"
 
@@ -13,5 +14,6 @@ lowbit_status bad_format(lowbit_format format);
 lowbit_status check_gemm(const lowbit_gemm_args& args, const format_row& format, int64_t n, int64_t k);
 
 lowbit_status gemm_cuda(const lowbit_gemm_args& args);
+lowbit_status quantize_cuda(const quantize_problem& problem, void* stream);  // checked
 
 }  // namespace lowbit::api

@@ -1,6 +1,14 @@
 // The C API on CUDA devices: the same checks, less those of values, which stay on the device.
 #include "api.h"
 
+#include "cuda/sm80/convert.h"
+#if __has_include("cuda/sm80/quantize.h")
+#include "cuda/sm80/quantize.h"
+#else
+namespace lowbit::cuda::sm80 {
+static lowbit_status quantize(const quantize_problem&, void*) { return fail(LOWBIT_UNSUPPORTED, "soon"); }
+}
+#endif
 #include "cuda/sm80/weights.h"
 #include "dispatch/cuda.h"
 #include "layout/fragments.h"
@@ -92,14 +100,14 @@ namespace {
 
 constexpr int64_t workspace_alignment = 256;
 
-// What a product runs: a conversion of x where no kernel takes its dtype, and a kernel. The workspace is x converted,
-// then what the kernel wants.
+// What a product runs: a conversion of x where no kernel takes its dtype, and a kernel. The workspace is x converted, its
+// scales and zero points, then what the kernel wants.
 struct plan {
   cuda::device_info device;
-  cuda::gemm_problem problem;
+  cuda::gemm_problem problem;  // as the kernel gets it, but for pointers into the workspace
   const cuda::kernel_row* kernel;
   bool converts;
-  int64_t converted_bytes, workspace_bytes;
+  int64_t scales_at, zero_points_at, kernel_at, workspace_bytes;
 };
 
 cuda::packed_weight weight_of(const lowbit_weight& w, const void* packed) {
@@ -160,16 +168,77 @@ lowbit_status make_plan(const lowbit_gemm_args& a, plan* out) {
   if (a.m > 0) {
     plan.converts = p.x_dtype != a.x_dtype;
     if (plan.converts) {
-      p.x_stride = round_up(w.k, 8);  // rows of whole 16 bytes
-      plan.converted_bytes = round_up(a.m * p.x_stride * dtype_bytes(p.x_dtype), workspace_alignment);
+      const auto next = [](int64_t at, int64_t bytes) { return round_up(at + bytes, workspace_alignment); };
+      const bool dynamic = a.activation != LOWBIT_STATIC, integer = a.family == LOWBIT_INTEGER;
+      const int64_t scales = a.m * (a.x_group ? ceil_div(w.k, a.x_group) : 1);
+      p.x_stride = round_up(w.k, 16);  // rows begin at whole 16 bytes
+      plan.scales_at = next(0, a.m * p.x_stride * dtype_bytes(p.x_dtype));
+      plan.zero_points_at = plan.kernel_at = plan.scales_at;
+      if (integer || (a.family == LOWBIT_FP8 && dynamic)) {
+        plan.zero_points_at = plan.kernel_at = next(plan.scales_at, scales * 4);
+        if (integer) plan.kernel_at = next(plan.zero_points_at, a.m * 4);
+        p.activation = LOWBIT_STATIC;
+        p.num_x_scales = scales;
+      }
     }
     plan.kernel = cuda::select_kernel(a.family, p, plan.device);
     if (!plan.kernel) return none_runs(a.family, plan);
-    plan.workspace_bytes = plan.converted_bytes;
+    plan.workspace_bytes = plan.kernel_at;
     if (plan.kernel->workspace) plan.workspace_bytes += plan.kernel->workspace(p, plan.device);
   }
   *out = plan;
   return LOWBIT_OK;
+}
+
+// x into the workspace, in the dtype that kernels take; leaves it and its scales in plan.problem.
+lowbit_status convert(const lowbit_gemm_args& a, plan& plan, uint8_t* workspace) {
+  cuda::gemm_problem& p = plan.problem;
+  float* const scales = reinterpret_cast<float*>(workspace + plan.scales_at);
+  int32_t* const zero_points = reinterpret_cast<int32_t*>(workspace + plan.zero_points_at);
+  const bool integer = a.family == LOWBIT_INTEGER;
+  p.x = workspace;
+  if (a.family == LOWBIT_WEIGHT_ONLY || a.activation == LOWBIT_STATIC) {
+    cuda::sm80::convert_problem c{};
+    c.m = a.m;
+    c.k = p.w.shape.k;
+    c.x = a.x;
+    c.x_dtype = a.x_dtype;
+    c.x_stride = a.x_stride;
+    c.out = workspace;
+    c.out_dtype = p.x_dtype;
+    c.out_stride = p.x_stride;
+    c.scale = a.x_scale;
+    c.zero_point = a.x_zero_point;
+    c.num_scales = a.num_x_scales;
+    c.group = a.x_group;
+    if (integer) {
+      c.row_scale = scales;
+      c.row_zero_point = zero_points;
+      p.x_scale = scales;
+      p.x_zero_point = a.x_zero_point ? zero_points : nullptr;
+    }
+    if constexpr (cuda::built) return cuda::sm80::convert(c, a.stream);
+    return LOWBIT_UNSUPPORTED;
+  }
+  const bool asymmetric = a.activation == LOWBIT_DYNAMIC_ASYMMETRIC;
+  quantize_problem q{};
+  q.format = integer      ? asymmetric ? activation_format::int8_asymmetric : activation_format::int8
+             : a.x_group ? activation_format::e4m3_block
+                         : activation_format::e4m3;
+  q.m = a.m;
+  q.k = p.w.shape.k;
+  q.x = a.x;
+  q.x_dtype = a.x_dtype;
+  q.x_stride = a.x_stride;
+  q.q = workspace;
+  q.q_stride = p.x_stride;
+  q.scales = scales;
+  q.scale_stride = a.x_group ? ceil_div(q.k, a.x_group) : 0;
+  q.zero_points = asymmetric ? zero_points : nullptr;
+  p.x_scale = scales;
+  p.x_zero_point = q.zero_points;
+  if constexpr (cuda::built) return cuda::sm80::quantize(q, a.stream);
+  return LOWBIT_UNSUPPORTED;
 }
 
 }  // namespace
@@ -193,14 +262,16 @@ lowbit_status api::gemm_cuda(const lowbit_gemm_args& a) {
   if (plan.workspace_bytes && reinterpret_cast<uintptr_t>(a.workspace) % workspace_alignment)
     return fail(LOWBIT_INVALID_VALUE, "workspace is at %p: it must be %lld-byte aligned", a.workspace,
                 static_cast<long long>(workspace_alignment));
-  cuda::gemm_problem& p = plan.problem;
-  p.workspace = static_cast<uint8_t*>(a.workspace) + plan.converted_bytes;
-  if (plan.converts) {
-    p.x = a.workspace;
-    if constexpr (cuda::built)
-      if (const lowbit_status status =
-              cuda::sm80::round_rows(a.x, a.x_stride, a.m, p.w.shape.k, a.workspace, p.x_stride, a.stream))
-        return status;
-  }
-  return plan.kernel->run(p, plan.device);
+  uint8_t* const workspace = static_cast<uint8_t*>(a.workspace);
+  if (plan.converts)
+    if (const lowbit_status status = convert(a, plan, workspace)) return status;
+  plan.problem.workspace = workspace + plan.kernel_at;
+  return plan.kernel->run(plan.problem, plan.device);
+}
+
+lowbit_status api::quantize_cuda(const quantize_problem& problem, void* stream) {
+  if (const lowbit_status status = check_usable()) return status;
+  if (problem.m == 0) return LOWBIT_OK;
+  if constexpr (cuda::built) return cuda::sm80::quantize(problem, stream);
+  return LOWBIT_UNSUPPORTED;
 }

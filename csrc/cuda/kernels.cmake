@@ -55,9 +55,14 @@ if(LOWBIT_CUDA STREQUAL "OFF")
 endif()
 
 file(GLOB_RECURSE lowbit_cuda_sources CONFIGURE_DEPENDS ${lowbit_cuda_folder}/*.cu)
+list(JOIN LOWBIT_CUDA_ARCHS " " archs_text)
 
 if(LOWBIT_CUDA STREQUAL "EMULATED")
   include(tests/cuda_emulator/emulated.cmake)
+  target_sources(lowbit_cuda INTERFACE $<TARGET_OBJECTS:cuda_emulator> $<TARGET_OBJECTS:emulated_kernels>)
+  lowbit_cuda_write_list("${archs_text}")
+  target_compile_definitions(lowbit_core PRIVATE LOWBIT_CUDA_EMULATED)
+  message(STATUS "lowbit: CUDA kernels emulated, for tests")
   return()
 endif()
 
@@ -162,6 +167,5 @@ find_package(Threads REQUIRED)
 target_link_libraries(lowbit_cuda INTERFACE ${LOWBIT_CUDART} Threads::Threads ${CMAKE_DL_LIBS} rt)
 add_dependencies(lowbit_cuda lowbit_cuda_objects)
 
-list(JOIN LOWBIT_CUDA_ARCHS " " archs_text)
 lowbit_cuda_write_list("${archs_text}")
 message(STATUS "lowbit: CUDA ${archs_text}, by nvcc ${nvcc_version} (${LOWBIT_NVCC}), at most ${nvcc_jobs} at a time")

@@ -103,7 +103,10 @@ lowbit_status current_device_info(device_info* info) {
 }
 
 int kernel_dtype(lowbit_family family, int x_dtype) {
-  return family == LOWBIT_WEIGHT_ONLY && x_dtype == LOWBIT_F32 ? static_cast<int>(LOWBIT_BF16) : x_dtype;
+  if (!is_float_dtype(x_dtype)) return x_dtype;
+  if (family == LOWBIT_INTEGER) return LOWBIT_I8;
+  if (family == LOWBIT_FP8) return LOWBIT_E4M3;
+  return x_dtype == LOWBIT_F32 ? LOWBIT_BF16 : x_dtype;
 }
 
 bool typical_device(int arch, device_info* info) {

@@ -13,6 +13,16 @@
 
 namespace lowbit_torch {
 
+inline std::string take_string(StringHandle handle) {  // torch's own conversion leaks the text up to 2.13
+  size_t length;
+  const char* text;
+  TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+  TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &text));
+  std::string copy(text, length);
+  TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
+  return copy;
+}
+
 template <class T>
 T unbox(StableIValue value) {
   using torch::stable::detail::to;
@@ -21,17 +31,13 @@ T unbox(StableIValue value) {
   } else if constexpr (std::is_same_v<T, std::optional<tensor>>) {
     const auto handle = to<std::optional<AtenTensorHandle>>(value);
     return handle ? std::optional<tensor>(tensor(*handle)) : std::nullopt;
+  } else if constexpr (std::is_same_v<T, std::optional<std::string>>) {
+    const auto handle = to<std::optional<StringHandle>>(value);
+    return handle ? std::optional(take_string(*handle)) : std::nullopt;
   } else if constexpr (std::is_same_v<T, dtype>) {
     return {to<int32_t>(value)};
-  } else if constexpr (std::is_same_v<T, std::string>) {  // torch's own conversion leaks the text up to 2.13
-    const auto handle = to<StringHandle>(value);
-    size_t length;
-    const char* text;
-    TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
-    TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &text));
-    std::string copy(text, length);
-    TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
-    return copy;
+  } else if constexpr (std::is_same_v<T, std::string>) {
+    return take_string(to<StringHandle>(value));
   } else {
     return to<T>(value);  // int64_t, double, bool
   }

@@ -45,7 +45,12 @@ std::string shape_text(std::span<const int64_t> sizes) {
   return text + "]";
 }
 
-tensor tensor::empty(std::span<const int64_t> sizes, dtype of) {
+bool place::is_cuda() const {
+  static const int32_t cuda = aoti_torch_device_type_cuda();
+  return type == cuda;
+}
+
+tensor tensor::empty(std::span<const int64_t> sizes, dtype of, place at) {
   constexpr size_t usual = 8;
   int64_t buffer[usual];
   std::vector<int64_t> more(sizes.size() > usual ? sizes.size() : 0);
@@ -55,10 +60,9 @@ tensor tensor::empty(std::span<const int64_t> sizes, dtype of) {
     strides[i] = stride;
     stride *= sizes[i] > 1 ? sizes[i] : 1;
   }
-  static const int32_t cpu = aoti_torch_device_type_cpu();
   AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides, of.id, cpu, 0, &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides, of.id,
+                                                  at.type, at.index, &handle));
   return tensor(handle);
 }
 

@@ -22,6 +22,13 @@ struct dtype {
   bool operator==(const dtype&) const = default;
 };
 
+// A device: what kind it is and which of them.
+struct place {
+  int32_t type, index;
+  bool operator==(const place&) const = default;
+  bool is_cuda() const;
+};
+
 dtype torch_dtype(lowbit_dtype which);  // float8 scales are uint8 tensors
 inline dtype float32_type() { return {aoti_torch_dtype_float32()}; }
 inline dtype int8_type() { return {aoti_torch_dtype_int8()}; }
@@ -44,13 +51,19 @@ class tensor {
   }
   AtenTensorHandle release() { return std::exchange(handle_, nullptr); }
 
-  // Uninitialised, contiguous, on the CPU.
-  static tensor empty(std::span<const int64_t> sizes, dtype of);
+  // Uninitialised, contiguous.
+  static tensor empty(std::span<const int64_t> sizes, dtype of, place at);
 
   dtype type() const {
     dtype d;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(handle_, &d.id));
     return d;
+  }
+  place device() const {
+    place p;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(handle_, &p.type));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(handle_, &p.index));
+    return p;
   }
   int64_t dim() const {
     int64_t dim;
@@ -77,6 +90,7 @@ class tensor {
     TORCH_ERROR_CODE_CHECK(aoti_torch_is_contiguous(handle_, &contiguous));
     return contiguous;
   }
+  void zero() { TORCH_ERROR_CODE_CHECK(aoti_torch_zero_(handle_)); }
   tensor contiguous() const;  // a copy, unless it is contiguous already
 
   const void* data() const {

@@ -36,14 +36,20 @@ void expect_positive(const char* first, int64_t a, const char* second, int64_t b
           ": both must be at least 1");
 }
 
-canonical_weight canonical(const tensor& codes, const tensor& scales, const std::optional<tensor>& zero_points,
+canonical_weight canonical(const execution& on, const tensor& codes, const tensor& scales, const std::optional<tensor>& zero_points,
                            double global_scale, const std::string& format, int64_t n, int64_t k, int64_t group_n,
                            int64_t group_k, const std::optional<tensor>& mins,
                            const std::optional<tensor>& super_scales, const std::optional<tensor>& super_mins,
                            double scale_offset) {
   expect_positive("n", n, "k", k);
   expect_positive("group_n", group_n, "group_k", group_k);
+  on.expect(scales, "scales");
+  on.expect(zero_points, "zero_points");
+  on.expect(mins, "mins");
+  on.expect(super_scales, "super_scales");
+  on.expect(super_mins, "super_mins");
   lowbit_weight w{};
+  w.packed_for = on.device;
   w.format = format_called(format);
   lowbit_format_info info;
   check(lowbit_format_get(w.format, &info));
@@ -93,26 +99,29 @@ tensor pack(const tensor& codes, const tensor& scales, const std::optional<tenso
             const std::string& format, int64_t n, int64_t k, int64_t group_n, int64_t group_k,
             const std::optional<tensor>& mins, const std::optional<tensor>& super_scales,
             const std::optional<tensor>& super_mins, double scale_offset) {
-  const canonical_weight c = canonical(codes, scales, zero_points, global_scale, format, n, k, group_n, group_k, mins,
-                                       super_scales, super_mins, scale_offset);
+  const execution on(codes);
+  const canonical_weight c = canonical(on, codes, scales, zero_points, global_scale, format, n, k, group_n, group_k,
+                                       mins, super_scales, super_mins, scale_offset);
   size_t bytes;
   check(lowbit_packed_bytes(&c.w, &bytes));
   const int64_t sizes[] = {static_cast<int64_t>(bytes)};
-  tensor packed = tensor::empty(sizes, uint8_type());
-  const lowbit_parallel threads = parallel();
-  check(lowbit_pack(&c.w, packed.mutable_data(), bytes, &threads));
+  tensor packed = tensor::empty(sizes, uint8_type(), on.where);
+  check(on.cuda() ? lowbit_pack_cuda(&c.w, packed.mutable_data(), bytes, on.stream)
+                  : lowbit_pack(&c.w, packed.mutable_data(), bytes, &on.threads));
   return packed;
 }
 
 void unpack(const tensor& packed, const tensor& codes, const tensor& scales, const std::optional<tensor>& zero_points,
             const std::optional<tensor>& mins, const std::optional<tensor>& super_scales,
-            const std::optional<tensor>& super_mins) {
-  const packed_weight p(packed);
+            const std::optional<tensor>& super_mins, const std::optional<std::string>& description) {
+  const execution on(packed);
+  const packed_weight p(packed, description, on);
   const lowbit_weight& w = p.description;
   lowbit_format_info info;
   check(lowbit_format_get(w.format, &info));
   const scale_shapes shapes(w, info);
-  const auto place = [](const tensor& out, const char* name, dtype type, const std::vector<int64_t>& shape) {
+  const auto place = [&](const tensor& out, const char* name, dtype type, const std::vector<int64_t>& shape) {
+    on.expect(out, name);
     expect_dtype(out, name, type);
     expect_shape(out, name, shape);
     expect_contiguous(out, name);
@@ -134,18 +143,21 @@ void unpack(const tensor& packed, const tensor& codes, const tensor& scales, con
   out.mins = place_if(mins, info.has_min, "mins", scale_type, shapes.groups);
   out.super_scales = place_if(super_scales, info.super_groups, "super_scales", super_type, shapes.supers);
   out.super_mins = place_if(super_mins, info.super_groups && info.has_min, "super_mins", super_type, shapes.supers);
-  const lowbit_parallel threads = parallel();
-  check(lowbit_unpack(p.data, p.bytes, &out, &threads));
+  check(on.cuda() ? lowbit_unpack_cuda(&w, p.data, p.bytes, &out, on.stream)
+                  : lowbit_unpack(p.data, p.bytes, &out, &on.threads));
 }
 
-tensor dequantize_packed(const tensor& packed, int64_t n, int64_t k, dtype type) {
-  const packed_weight p(packed);
+tensor dequantize_packed(const tensor& packed, int64_t n, int64_t k, dtype type,
+                         const std::optional<std::string>& description) {
+  const execution on(packed);
+  const packed_weight p(packed, description, on);
   p.expect_size(n, k);
   const lowbit_dtype out_dtype = float_dtype(type, "dtype");
   const int64_t sizes[] = {n, k};
-  tensor out = tensor::empty(sizes, type);
-  const lowbit_parallel threads = parallel();
-  check(lowbit_dequantize_packed(p.data, p.bytes, out.mutable_data(), out_dtype, &threads));
+  tensor out = tensor::empty(sizes, type, on.where);
+  void* const data = out.mutable_data();
+  check(on.cuda() ? lowbit_dequantize_packed_cuda(&p.description, p.data, p.bytes, data, out_dtype, on.stream)
+                  : lowbit_dequantize_packed(p.data, p.bytes, data, out_dtype, &on.threads));
   return out;
 }
 
@@ -154,13 +166,14 @@ tensor dequantize(const tensor& codes, const tensor& scales, const std::optional
                   int64_t group_k, dtype type, const std::optional<tensor>& mins,
                   const std::optional<tensor>& super_scales, const std::optional<tensor>& super_mins,
                   double scale_offset) {
-  const canonical_weight c = canonical(codes, scales, zero_points, global_scale, format, n, k, group_n, group_k, mins,
-                                       super_scales, super_mins, scale_offset);
+  const execution on(codes);
+  const canonical_weight c = canonical(on, codes, scales, zero_points, global_scale, format, n, k, group_n, group_k,
+                                       mins, super_scales, super_mins, scale_offset);
   const lowbit_dtype out_dtype = float_dtype(type, "dtype");
   const int64_t sizes[] = {n, k};
-  tensor out = tensor::empty(sizes, type);
-  const lowbit_parallel threads = parallel();
-  check(lowbit_dequantize(&c.w, out.mutable_data(), out_dtype, &threads));
+  tensor out = tensor::empty(sizes, type, on.where);
+  check(on.cuda() ? lowbit_dequantize_cuda(&c.w, out.mutable_data(), out_dtype, on.stream)
+                  : lowbit_dequantize(&c.w, out.mutable_data(), out_dtype, &on.threads));
   return out;
 }
 
@@ -168,6 +181,9 @@ tensor encode(const tensor& w, const tensor& divisor, const std::optional<tensor
               const std::string& format, int64_t group_n, int64_t group_k) {
   if (w.dim() != 2) invalid("w has shape " + shape_text(w.sizes()) + ": it must have two dimensions");
   const int64_t n = w.sizes()[0], k = w.sizes()[1];
+  const execution on(w);
+  on.expect(divisor, "divisor");
+  on.expect(zero_points, "zero_points");
   expect_positive("n", n, "k", k);
   expect_positive("group_n", group_n, "group_k", group_k);
   lowbit_encode_args args{};
@@ -191,12 +207,11 @@ tensor encode(const tensor& w, const tensor& divisor, const std::optional<tensor
     args.zero_points = static_cast<const int8_t*>(zeros->data());
   }
   const int64_t sizes[] = {n, ceil_div(k * info.bits, 8)};
-  tensor codes = tensor::empty(sizes, uint8_type());
+  tensor codes = tensor::empty(sizes, uint8_type(), on.where);
   args.w = w_rows.data();
   args.divisor = divisors.data();
   args.codes = codes.mutable_data();
-  const lowbit_parallel threads = parallel();
-  check(lowbit_encode(&args, &threads));
+  check(on.cuda() ? lowbit_encode_cuda(&args, on.stream) : lowbit_encode(&args, &on.threads));
   return codes;
 }
 

@@ -170,6 +170,7 @@ typedef struct lowbit_encode_args {
   void* codes;  // [n][ceil(k * bits / 8)]
 } lowbit_encode_args;
 LOWBIT_API lowbit_status lowbit_encode(const lowbit_encode_args* args, const lowbit_parallel* parallel);
+LOWBIT_API lowbit_status lowbit_encode_cuda(const lowbit_encode_args* args, void* stream);
 
 // ---- multiplication ----------------------------------------------------------------------------------------
 
@@ -230,6 +231,55 @@ LOWBIT_API lowbit_status lowbit_gemm_workspace(const lowbit_gemm_args* args, siz
 LOWBIT_API lowbit_status lowbit_quantize_rows(const void* x, lowbit_dtype dtype, int64_t m, int64_t k, int64_t stride,
                                               lowbit_activation activation, int8_t* q, float* scale,
                                               int32_t* zero_point, const lowbit_parallel* parallel);
+
+// Activations to low precision, row by row, alone or together with what models do just before. On the CPU and on CUDA
+// the same bits.
+typedef enum lowbit_activation_format {
+  LOWBIT_ACTIVATION_INT8 = 0,             // fp32 scale of a row: max|v| / 127
+  LOWBIT_ACTIVATION_INT8_ASYMMETRIC = 1,  // fp32 scale and int32 zero point of a row
+  LOWBIT_ACTIVATION_FP8 = 2,              // E4M3; fp32 scale of a row: max|v| / 448
+  LOWBIT_ACTIVATION_FP8_BLOCK = 3,        // E4M3; fp32 scale of 128 columns
+  LOWBIT_ACTIVATION_MXFP8 = 4,            // E4M3; E8M0 scale of 32 columns (OCP MX v1.0 section 6.3)
+  LOWBIT_ACTIVATION_MXFP4 = 5,            // E2M1; E8M0 scale of 32 columns
+  LOWBIT_ACTIVATION_NVFP4 = 6,            // E2M1; E4M3 scale of 16 columns: global_scale * max|v| / 6
+} lowbit_activation_format;
+
+typedef enum lowbit_activation_source {
+  LOWBIT_PLAIN = 0,     // v = x
+  LOWBIT_RMS_NORM = 1,  // v = s / sqrt(mean(s^2) + epsilon) * weight, s = x, or x + other rounded to x's dtype
+  LOWBIT_SILU_MUL = 2,  // v = x / (1 + exp(-x)) * other
+} lowbit_activation_source;
+
+typedef struct lowbit_quantize_args {
+  lowbit_device device;  // LOWBIT_CUDA: pointers are device memory, nothing is allocated or waited for
+  lowbit_activation_format format;
+  lowbit_activation_source source;
+  int32_t power_of_two;  // LOWBIT_ACTIVATION_FP8_BLOCK: scales are powers of two
+  int32_t swizzled;      // MXFP8, MXFP4, NVFP4: scales as Blackwell's tensor cores read them: of row r and block b of
+                         // `blocks`, byte (r / 128 * ceil(blocks / 4) + b / 4) * 512 + r % 32 * 16 + r % 128 / 32 * 4
+                         // + b % 4; the bytes that this fills up are 0
+  int64_t m, k;
+  const void* x;         // [m][k]
+  lowbit_dtype x_dtype;  // F32, F16, BF16
+  int64_t x_stride;      // strides: elements between rows
+  const void* other;     // LOWBIT_SILU_MUL: [m][k]; LOWBIT_RMS_NORM: what is added to x, or NULL; of x's dtype
+  int64_t other_stride;
+  const void* weight;  // LOWBIT_RMS_NORM: [k], or NULL: 1
+  lowbit_dtype weight_dtype;
+  float epsilon;
+  void* sum;  // LOWBIT_RMS_NORM with `other`: [m][k] x + other in x's dtype, or NULL; may be `other`
+  int64_t sum_stride;
+  const float* global_scale;  // NVFP4: [1], or NULL: 1
+  void* q;                    // [m][ceil(k * bits / 8)] bytes, element 0 in the low bits
+  int64_t q_stride;           // bytes
+  void* scales;               // [m] fp32; [m][ceil(k / block)] of the format's dtype; or swizzled
+  int64_t scale_stride;       // of those in blocks that are not swizzled
+  int32_t* zero_points;       // INT8_ASYMMETRIC: [m]
+  const lowbit_parallel* parallel;  // on the CPU
+  void* stream;                     // on CUDA
+} lowbit_quantize_args;
+
+LOWBIT_API lowbit_status lowbit_quantize(const lowbit_quantize_args* args);
 
 // ---- what is here ------------------------------------------------------------------------------------------
 

@@ -98,9 +98,9 @@ LOWBIT_KERNEL(threads, 1) void dequantize_kernel(const Arguments a) {
       weight *= global_scale;
       const int64_t at = row * s.k + k;
       if (a.dtype == LOWBIT_F32)
-        global_store(a.out + at * 4, weight);
+        global_store<float>(a.out + at * 4, weight);
       else
-        global_store(a.out + at * 2, a.dtype == LOWBIT_F16 ? f32_to_f16(weight) : f32_to_bf16(weight));
+        global_store<uint16_t>(a.out + at * 2, a.dtype == LOWBIT_F16 ? f32_to_f16(weight) : f32_to_bf16(weight));
     }
   }
 }

@@ -81,7 +81,7 @@ LOWBIT_KERNEL(threads, 1) void encode_kernel(const encode_arguments a) {
       LOWBIT_UNROLL
       for (int i = 0; i < codes; ++i)
         if (byte * codes + i < a.k) value |= encode_one<bits>(a, row, byte * codes + i) << (bits * i);
-      global_store(a.codes + row * a.row_bytes + byte, static_cast<uint8_t>(value));
+      global_store<uint8_t>(a.codes + row * a.row_bytes + byte, static_cast<uint8_t>(value));
     }
   }
 }

@@ -80,7 +80,7 @@ LOWBIT_KERNEL(threads, 1) void pack_codes_kernel(const codes_arguments a) {
   const int64_t row = strip * strip_rows + tile % row_tiles * fragment_rows, column = along_k * a.shape.tile_k;
   const u32x4 words{fragment_word<bits>(a, row, column, 0, g, t), fragment_word<bits>(a, row, column, 1, g, t),
                     fragment_word<bits>(a, row, column, 2, g, t), fragment_word<bits>(a, row, column, 3, g, t)};
-  global_store(a.packed + chunk * 16, words);
+  global_store<u32x4>(a.packed + chunk * 16, words);
 }
 
 template <int bits>
@@ -97,7 +97,7 @@ LOWBIT_KERNEL(threads, 1) void unpack_codes_kernel(const codes_arguments a) {
         const uint32_t from = global_load<uint8_t>(a.packed + bit / 8);
         value |= (from >> (bit % 8) & ((1u << bits) - 1)) << (bits * i);
       }
-      global_store(a.canonical + row * a.row_bytes + byte, static_cast<uint8_t>(value));
+      global_store<uint8_t>(a.canonical + row * a.row_bytes + byte, static_cast<uint8_t>(value));
     }
   }
 }
@@ -128,7 +128,7 @@ LOWBIT_KERNEL(threads, 1) void column_sums_kernel(const sums_arguments a) {
   }
   LOWBIT_UNROLL
   for (int lanes = 16; lanes; lanes /= 2) sum += shuffle_xor(sum, lanes);
-  if (lane_index() == 0) global_store(a.sums + index, sum);
+  if (lane_index() == 0) global_store<int32_t>(a.sums + index, sum);
 }
 
 // ---- scales, zero points, minima, super scales: a number for each group, `block` rows side by side ----
@@ -148,7 +148,7 @@ LOWBIT_KERNEL(threads, 1) void pack_numbers_kernel(const numbers_arguments a) {
   T number = 0;
   if (row < a.rows)
     number = global_load<T>(a.canonical + (row / a.group_n * a.columns + column) * static_cast<int64_t>(sizeof(T)));
-  global_store(a.packed + index * static_cast<int64_t>(sizeof(T)), number);
+  global_store<T>(a.packed + index * static_cast<int64_t>(sizeof(T)), number);
 }
 
 template <class T>
@@ -157,8 +157,8 @@ LOWBIT_KERNEL(threads, 1) void unpack_numbers_kernel(const numbers_arguments a) 
   if (index >= a.count) return;
   const int64_t row = index / a.columns * a.group_n, column = index % a.columns;
   const int64_t from = interleaved(row, column, a.columns, a.block);
-  global_store(a.canonical + index * static_cast<int64_t>(sizeof(T)),
-               global_load<T>(a.packed + from * static_cast<int64_t>(sizeof(T))));
+  global_store<T>(a.canonical + index * static_cast<int64_t>(sizeof(T)),
+                  global_load<T>(a.packed + from * static_cast<int64_t>(sizeof(T))));
 }
 
 // ---- the header: it comes with the launch ----
@@ -170,7 +170,7 @@ struct header_arguments {
 
 LOWBIT_KERNEL(64, 1) void header_kernel(const header_arguments a) {
   const int i = thread_index();
-  global_store(a.packed + i * 4, a.words[i]);
+  global_store<uint32_t>(a.packed + i * 4, a.words[i]);
 }
 
 // ---- the host's side ----

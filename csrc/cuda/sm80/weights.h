@@ -12,8 +12,4 @@ lowbit_status dequantize_packed(const lowbit_weight& weight, const void* packed,
 lowbit_status dequantize(const lowbit_weight& weight, void* out, int dtype, void* stream);
 lowbit_status encode(const lowbit_encode_args& args, void* stream);
 
-// out[m][k] = x in bf16, rows out_stride elements apart: for kernels that take no fp32.
-lowbit_status round_rows(const void* x, int64_t x_stride, int64_t m, int64_t k, void* out, int64_t out_stride,
-                         void* stream);
-
 }  // namespace lowbit::cuda::sm80

@@ -113,28 +113,29 @@ template <class Sum>
 struct product {
   Sum* c;
   const uint32_t *a, *b;
-  element type;
 };
 
-template <class Sum>
+template <element type, class Sum>
 void multiply_warp(warp&, product<Sum>* const* lanes) {
   using value = std::conditional_t<std::is_same_v<Sum, float>, double, int8_t>;
-  const element type = lanes[0]->type;
-  const int bits = type == element::bf16 || type == element::f16 ? 16 : 8;
-  const int elements = 32 / bits, depth = 8 * elements;
-  value a[16 * 32], b[8 * 32];
+  constexpr int bits = type == element::bf16 || type == element::f16 ? 16 : 8;
+  constexpr int elements = 32 / bits, depth = 8 * elements;
+  value a[16 * depth], b[8 * depth];
   Sum c[16 * 8];
+  const auto spread = [](uint32_t word, value* to) {
+    for (int e = 0; e < elements; ++e) {
+      const uint32_t one = word >> bits * e;
+      if constexpr (type == element::bf16)
+        to[e] = static_cast<double>(std::bit_cast<float>(one << 16));
+      else
+        to[e] = static_cast<value>(value_of(type, one));
+    }
+  };
   for (int lane = 0; lane < 32; ++lane) {
     const int g = lane / 4, t = lane % 4;
     const product<Sum>& mine = *lanes[lane];
-    for (int i = 0; i < 4; ++i) {
-      value* const to = &a[(g + 8 * (i % 2)) * depth + (t + 4 * (i / 2)) * elements];
-      for (int e = 0; e < elements; ++e) to[e] = static_cast<value>(value_of(type, mine.a[i] >> bits * e));
-    }
-    for (int i = 0; i < 2; ++i) {
-      value* const to = &b[g * depth + (t + 4 * i) * elements];
-      for (int e = 0; e < elements; ++e) to[e] = static_cast<value>(value_of(type, mine.b[i] >> bits * e));
-    }
+    for (int i = 0; i < 4; ++i) spread(mine.a[i], &a[(g + 8 * (i % 2)) * depth + (t + 4 * (i / 2)) * elements]);
+    for (int i = 0; i < 2; ++i) spread(mine.b[i], &b[g * depth + (t + 4 * i) * elements]);
     for (int i = 0; i < 4; ++i) c[(g + 8 * (i / 2)) * 8 + 2 * t + i % 2] = mine.c[i];
   }
   if constexpr (std::is_same_v<Sum, float>)
@@ -150,14 +151,16 @@ void multiply_warp(warp&, product<Sum>* const* lanes) {
 }  // namespace
 
 void multiply(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], element type, place where) {
-  if (type == element::e4m3 && running->wanted().arch < 89) error(where, "mma of e4m3 before sm_89");
-  product<float> mine{c, a, b, type};
-  together<multiply_warp<float>>("mma", mine, where);
+  product<float> mine{c, a, b};
+  if (type == element::bf16) return together<multiply_warp<element::bf16, float>>("mma", mine, where);
+  if (type == element::f16) return together<multiply_warp<element::f16, float>>("mma", mine, where);
+  if (running->wanted().arch < 89) error(where, "mma of e4m3 before sm_89");
+  together<multiply_warp<element::e4m3, float>>("mma", mine, where);
 }
 
-void multiply(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], element type, place where) {
-  product<int32_t> mine{c, a, b, type};
-  together<multiply_warp<int32_t>>("mma", mine, where);
+void multiply(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], element, place where) {
+  product<int32_t> mine{c, a, b};
+  together<multiply_warp<element::s8, int32_t>>("mma", mine, where);
 }
 
 }  // namespace emulator

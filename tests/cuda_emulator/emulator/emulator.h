@@ -112,6 +112,10 @@ class buffer {
 
 bool written(const void* device, size_t bytes);
 
+// From now on, memory that allocate() did not give out is device memory that somebody has written: for the library
+// that Python's tests run on arrays of their own.
+void accept_host_memory();
+
 template <class T>
 std::vector<T> buffer<T>::values_or(const T& missing) const {
   std::vector<T> copy(count_, missing);

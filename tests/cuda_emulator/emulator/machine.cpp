@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "emulator/counts.h"
+#include "emulator/warpgroup.h"
 #include "gemm/status.h"
 
 namespace emulator {
@@ -60,8 +61,7 @@ void error(place where, const char* format, ...) {
 }
 
 void machine::stop(std::string text) {
-  report_ = "kernel " + request_.kernel + ": " + text;
-  failed_ = true;
+  fail(std::move(text));
   if (!self) std::abort();  // stop() is for lanes
   fiber& from = self->thread;
   self = nullptr;
@@ -139,6 +139,7 @@ void machine::finish_lane() {
   if (!me.copies.empty() || !me.groups.empty())
     error(me.copies.empty() ? me.groups.back().front().where : me.copies.back().where,
           "the thread ends with asynchronous copies in flight: nobody waited for the one issued here");
+  if (has_products(w)) error(me.waits_at, "the thread ends with products in flight: nobody waited for them");
   me.gone = true;
   w.live &= ~(1u << me.index);
   w.ready &= w.live;
@@ -190,21 +191,40 @@ void machine::collective(void (*execute)(warp&, void* const*), void* argument, c
     w.ready = w.live;
 }
 
-void machine::release_clock(warp& from, clock_vector& to) {
-  to.resize(from.clock.size());
-  for (size_t i = 0; i < to.size(); ++i) to[i] = std::max(to[i], from.clock[i]);
+void join(clock_vector& to, const clock_vector& from) {
+  if (to.size() < from.size()) to.resize(from.size());
+  for (size_t i = 0; i < from.size(); ++i) to[i].join(from[i]);
 }
 
-void machine::acquire_clock(warp& to, const clock_vector& from) {
-  for (size_t i = 0; i < from.size(); ++i) to.clock[i] = std::max(to.clock[i], from[i]);
+void warp::next_epoch() {
+  for (lane& l : lanes)
+    if (!l.clock.empty()) {
+      join(clock, l.clock);
+      l.clock.clear();
+    }
+  seen& own = clock[static_cast<size_t>(slot)];
+  own = {own.epoch + 1, 0};
+}
+
+bool lane::saw(size_t slot, uint32_t epoch, unsigned other_lane, bool fenced) const {
+  const warp& mine = *owner;
+  if (slot == static_cast<size_t>(mine.slot) && !fenced)
+    return epoch < mine.epoch() || other_lane == static_cast<unsigned>(index);
+  if (fenced && slot == static_cast<size_t>(mine.slot) && other_lane == static_cast<unsigned>(index) &&
+      epoch <= fence_epoch)
+    return true;
+  const size_t at = fenced ? mine.clock.size() / 2 + slot : slot;
+  return mine.clock[at].covers(epoch, other_lane) || (!clock.empty() && clock[at].covers(epoch, other_lane));
 }
 
 // ---- barriers --------------------------------------------------------------------------------------------------
 
 void machine::arrive(barrier_state& state, warp& w, bool wait, int expected) {
   if (w.live) {
-    release_clock(w, state.clock);
-    ++w.clock[static_cast<size_t>(w.slot)];
+    const uint32_t epoch = w.epoch();
+    w.next_epoch();
+    join(state.clock, w.clock);
+    state.clock[static_cast<size_t>(w.slot)] = {epoch, 0};
     ++state.arrived;
     if (wait) {
       w.blocked = true;
@@ -216,7 +236,7 @@ void machine::arrive(barrier_state& state, warp& w, bool wait, int expected) {
     for (int i = 0; i < w.owner->num_warps; ++i) needed += w.owner->warps[static_cast<size_t>(i)]->live != 0;
   if (state.arrived < needed) return;
   for (warp* other : state.waiting) {
-    acquire_clock(*other, state.clock);
+    join(other->clock, state.clock);
     other->blocked = false;
     other->ready = other->live;
   }
@@ -291,7 +311,7 @@ void machine::prepare(cluster& group, int64_t index) {
   group.barrier = {};
   const int num_warps = request_.threads / 32;
   group.num_slots = num_warps * size;
-  group.engine.assign(static_cast<size_t>(group.num_slots + 1) * 2, 0);
+  group.engine_epoch = 0;
   group.live_threads = static_cast<int64_t>(request_.threads) * size;
   for (int rank = 0; rank < size; ++rank) {
     cta& c = *group.ctas[static_cast<size_t>(rank)];
@@ -306,6 +326,7 @@ void machine::prepare(cluster& group, int64_t index) {
     c.counted = options_.count && linear == 0;
     for (barrier_state& b : c.barriers) b = {};
     c.mbarriers.clear();
+    c.products.clear();
     c.shared.reset(request_.shared_bytes, group.num_slots + 1);
     while (c.warps.size() < static_cast<size_t>(num_warps)) c.warps.push_back(std::make_unique<warp>());
     for (int i = 0; i < num_warps; ++i) {
@@ -316,9 +337,9 @@ void machine::prepare(cluster& group, int64_t index) {
       w.live = w.ready = ~0u;
       w.spinning = w.arrived = 0;
       w.blocked = false;
-      w.clock.assign(static_cast<size_t>(group.num_slots + 1) * 2, 0);
-      w.clock[static_cast<size_t>(w.slot)] = 1;
-      w.products.clear();
+      w.clock.assign(static_cast<size_t>(group.num_slots + 1) * 2, seen{});
+      w.clock[static_cast<size_t>(w.slot)].epoch = 1;
+      w.fence_epoch = w.fence_lanes = 0;
       for (int l = 0; l < 32; ++l) {
         lane& thread = w.lanes[l];
         thread.owner = &w;
@@ -327,17 +348,29 @@ void machine::prepare(cluster& group, int64_t index) {
         thread.copies.clear();
         thread.groups.clear();
         thread.log.clear();
+        thread.clock.clear();
+        thread.fence_epoch = 0;
       }
     }
   }
 }
 
 void machine::land_one(cluster& group) {
-  const size_t which = seeded() ? random_() % group.pending.size() : 0;
+  const size_t which = seeded() ? random_() % group.pending.size() : group.pending.size() - 1;
   const std::unique_ptr<in_flight> work = std::move(group.pending[which]);
   group.pending.erase(group.pending.begin() + static_cast<std::ptrdiff_t>(which));
-  work->land();
+  const std::string wrong = work->land();
   made_progress();
+  if (wrong.empty()) return;
+  if (self)
+    stop(wrong);
+  else
+    fail(wrong);
+}
+
+void machine::fail(std::string text) {
+  report_ = "kernel " + request_.kernel + ": " + text;
+  failed_ = true;
 }
 
 bool machine::run_cluster(cluster& group) {
@@ -356,9 +389,10 @@ bool machine::run_cluster(cluster& group) {
       continue;
     }
     if (group.live_threads == 0 && group.pending.empty()) return true;
-    if (!group.pending.empty()) {
+    const uint64_t before = phases_;
+    while (!group.pending.empty() && phases_ == before) {
       land_one(group);
-      // Who spins on a barrier in shared memory looks again.
+      if (failed_) return false;
     }
     bool woke = false;
     for (int c = 0; c < group.num_ctas; ++c)

@@ -31,6 +31,26 @@ struct cluster;
 struct warp;
 class machine;
 
+// What one has seen of a warp: all its accesses up to an epoch, and of the next epoch those of some lanes (who arrived
+// at an mbarrier alone).
+struct seen {
+  uint32_t epoch = 0, lanes = 0;
+  bool covers(uint32_t when, unsigned lane) const {  // lane >= 32: several
+    return when <= epoch || (when == epoch + 1 && (lane < 32 ? lanes >> lane & 1 : lanes == ~0u));
+  }
+  void join(const seen& other) {
+    if (other.epoch > epoch)
+      *this = other;
+    else if (other.epoch == epoch)
+      lanes |= other.lanes;
+  }
+};
+// [slot] of each warp of the cluster, and at the end of the engine; then the same again: what proxy fences have made
+// visible to asynchronous work.
+using clock_vector = std::vector<seen>;
+
+void join(clock_vector& to, const clock_vector& from);
+
 struct copy_in_flight {  // cp.async
   uint32_t shared;
   int bytes, valid;
@@ -55,18 +75,18 @@ struct lane {
   std::vector<copy_in_flight> copies;              // since the last commit
   std::deque<std::vector<copy_in_flight>> groups;  // committed, the oldest first
   std::vector<access> log;
+  clock_vector clock;        // beyond the warp's: from an mbarrier that this lane alone waited for; mostly empty
+  uint32_t fence_epoch = 0;  // its own accesses up to here are fenced
+
+  bool saw(size_t slot, uint32_t epoch, unsigned other_lane, bool fenced) const;
 };
 
-// [slot] what this one has seen of each warp, and at the end of the engine; then the same again for what a proxy fence
-// has made visible to asynchronous work.
-using clock_vector = std::vector<uint32_t>;
-
-struct products_in_flight;  // wgmma.h
+struct warpgroup_products;  // warpgroup.h
 struct mbarrier_state {
   int arrivals = 0, pending = 0;
-  int64_t bytes = 0;
-  uint32_t phase = 0;  // completed phases
-  clock_vector clock, completed;
+  int64_t bytes = 0;              // expected and not landed
+  uint32_t phase = 0;             // how many have completed
+  clock_vector clock, completed;  // of this phase; of those before
 };
 
 struct warp {
@@ -80,9 +100,10 @@ struct warp {
   void* arguments[32] = {};
   bool blocked = false;  // the whole warp, at a barrier
   clock_vector clock;
-  std::vector<std::shared_ptr<products_in_flight>> products;  // wgmma groups that nobody waited for yet
+  uint32_t fence_epoch = 0, fence_lanes = 0;  // lanes that have fenced their accesses of this epoch
 
-  uint32_t epoch() const { return clock[static_cast<size_t>(slot)]; }
+  uint32_t epoch() const { return clock[static_cast<size_t>(slot)].epoch; }
+  void next_epoch();  // all lanes see what each has seen, and what each did before is behind them
 };
 
 struct barrier_state {
@@ -101,6 +122,7 @@ struct cta {
   int live_threads = 0;
   barrier_state barriers[16];
   std::map<uint32_t, mbarrier_state> mbarriers;  // by address
+  std::vector<std::shared_ptr<warpgroup_products>> products;
   shared_memory shared;
   bool counted = false;  // the counters look at this one
 };
@@ -108,8 +130,7 @@ struct cta {
 // Asynchronous work of the bulk engines and of wgmma: lands when it must, or earlier with a seed.
 struct in_flight {
   virtual ~in_flight() = default;
-  virtual void land() = 0;
-  virtual std::string name() const = 0;
+  virtual std::string land() = 0;  // what went wrong, or ""
 };
 
 struct cluster {
@@ -118,8 +139,8 @@ struct cluster {
   int64_t live_threads = 0;
   int num_slots = 0;  // warps of all CTAs
   std::deque<std::unique_ptr<in_flight>> pending;
-  barrier_state barrier;  // barrier.cluster
-  clock_vector engine;    // of asynchronous copies: the last slot
+  barrier_state barrier;      // barrier.cluster
+  uint32_t engine_epoch = 0;  // of the last slot: a copy that lands is one
   uint64_t seen_progress = 0;
 };
 
@@ -142,6 +163,7 @@ class machine {
   cluster& current_cluster() { return *self->owner->owner->owner; }
 
   void made_progress() { ++progress_; }
+  void phase_completed() { ++phases_; }  // of an mbarrier: who waits for one looks again
 
   // The current lane stays until someone else makes it ready.
   void leave();
@@ -154,9 +176,7 @@ class machine {
   void barrier(int id, int threads, bool wait, place where);
   void cluster_barrier(place where);
   void land_one(cluster& group);
-
-  static void release_clock(warp& from, clock_vector& to);
-  static void acquire_clock(warp& to, const clock_vector& from);
+  void fail(std::string text);  // outside of lanes
 
  private:
   lane* next_lane();
@@ -176,7 +196,7 @@ class machine {
   std::vector<std::unique_ptr<cluster>> pool_, resident_;
   std::string report_;
   bool failed_ = false;
-  uint64_t progress_ = 0;
+  uint64_t progress_ = 0, phases_ = 0;
 };
 
 // Ends the launch with an error at the current lane.

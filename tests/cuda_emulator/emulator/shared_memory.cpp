@@ -45,11 +45,8 @@ void shared_memory::check_range(uint32_t address, int bytes, int alignment, cons
           static_cast<long long>(address) - shared_window, static_cast<long long>(size_));
 }
 
-bool shared_memory::saw_write(const lane& who, const word& w) const {
-  const unsigned slot = w.writer / 64u;
-  const warp& mine = *who.owner;
-  if (slot == static_cast<unsigned>(mine.slot)) return w.write_epoch < mine.epoch() || w.writer == id(who);
-  return mine.clock[slot] >= w.write_epoch;
+bool shared_memory::saw_write(const lane& who, const word& w, bool fenced) const {
+  return who.saw(w.writer / 64u, w.write_epoch, w.writer % 64u, fenced);
 }
 
 void shared_memory::race(uint32_t address, const char* what, const char* other, int slot, int other_lane,
@@ -85,12 +82,11 @@ void shared_memory::check_reads(lane& who, const word& w, size_t index, unsigned
           address - shared_window);
   if (!(w.read_mask & mask)) return;
   for (size_t slot = 0; slot + 1 < slots_; ++slot) {
-    if (slot == static_cast<size_t>(mine.slot)) {
-      if (reads[slot] == mine.epoch() && w.reader / 64u == slot && w.reader != id(who))
-        race(address, what, "read", static_cast<int>(slot), w.reader % 64, where);
-    } else if (reads[slot] > mine.clock[slot]) {
-      race(address, what, "read", static_cast<int>(slot), several, where);
-    }
+    const unsigned reader = w.reader / 64u == slot                   ? w.reader % 64u
+                            : slot == static_cast<size_t>(mine.slot) ? static_cast<unsigned>(who.index)
+                                                                     : several;
+    if (!who.saw(slot, reads[slot], reader, false))
+      race(address, what, "read", static_cast<int>(slot), static_cast<int>(reader), where);
   }
 }
 
@@ -106,7 +102,8 @@ void shared_memory::read(lane& who, uint32_t address, int bytes, const char* wha
     if ((w.written & mask) != mask)
       error(where, "%s of shared offset %u, which nobody has written", what, at - shared_window);
     if (!races) return;
-    if ((w.write_mask & mask) && !saw_write(who, w)) race(at, what, "written", w.writer / 64, w.writer % 64, where);
+    if ((w.write_mask & mask) && !saw_write(who, w, false))
+      race(at, what, "written", w.writer / 64, w.writer % 64, where);
     uint32_t& last = reads_[index * slots_ + slot];
     w.reader = last == epoch && w.reader / 64u == slot && w.reader != id(who)
                    ? static_cast<uint16_t>(slot * 64 + several)
@@ -123,7 +120,8 @@ void shared_memory::write(lane& who, uint32_t address, int bytes, const char* wh
     const uint32_t at = index * 4 + shared_window;
     if (w.flight & mask) in_flight(at, what, where);
     if (races) {
-      if ((w.write_mask & mask) && !saw_write(who, w)) race(at, what, "written", w.writer / 64, w.writer % 64, where);
+      if ((w.write_mask & mask) && !saw_write(who, w, false))
+        race(at, what, "written", w.writer / 64, w.writer % 64, where);
       check_reads(who, w, index, mask, what, where);
     }
     w.written = static_cast<uint8_t>(w.written | mask);
@@ -137,7 +135,6 @@ void shared_memory::write(lane& who, uint32_t address, int bytes, const char* wh
 
 void shared_memory::begin_write(lane& who, uint32_t address, int bytes, bool async_proxy, const char* what,
                                 std::source_location where) {
-  const warp& mine = *who.owner;
   for_words(address - shared_window, bytes, [&](uint32_t index, unsigned mask) {
     word& w = words_[index];
     const uint32_t at = index * 4 + shared_window;
@@ -145,10 +142,10 @@ void shared_memory::begin_write(lane& who, uint32_t address, int bytes, bool asy
       error(where, "%s to shared offset %u, where another asynchronous copy in flight writes", what,
             at - shared_window);
     if (running->wanted().races) {
-      if ((w.write_mask & mask) && !saw_write(who, w)) race(at, what, "written", w.writer / 64, w.writer % 64, where);
+      if ((w.write_mask & mask) && !saw_write(who, w, false))
+        race(at, what, "written", w.writer / 64, w.writer % 64, where);
       check_reads(who, w, index, mask, what, where);
-      const unsigned slot = w.writer / 64u;
-      if (async_proxy && w.write_mask & mask && slot + 1 < slots_ && mine.clock[slots_ + slot] < w.write_epoch)
+      if (async_proxy && (w.write_mask & mask) && w.writer / 64u + 1 < slots_ && !saw_write(who, w, true))
         error(where, "%s to shared offset %u, which ordinary stores wrote before: fence_async_proxy is missing", what,
               at - shared_window);
     }
@@ -174,22 +171,21 @@ void shared_memory::engine_wrote(uint32_t address, int bytes, int engine_slot, u
   });
 }
 
-void shared_memory::begin_read(lane& who, uint32_t address, int bytes, const char* what, std::source_location where) {
-  const warp& mine = *who.owner;
+void shared_memory::begin_read(lane& who, uint32_t address, int bytes, bool first, const char* what,
+                               std::source_location where) {
   for_words(address - shared_window, bytes, [&](uint32_t index, unsigned mask) {
     word& w = words_[index];
     const uint32_t at = index * 4 + shared_window;
     if (w.flight & mask) in_flight(at, what, where);
     if ((w.written & mask) != mask)
       error(where, "%s of shared offset %u, which nobody has written", what, at - shared_window);
-    const unsigned slot = w.writer / 64u;
     if (w.write_mask & mask) {
-      if (!saw_write(who, w)) race(at, what, "written", w.writer / 64, w.writer % 64, where);
-      if (slot + 1 < slots_ && mine.clock[slots_ + slot] < w.write_epoch)
+      if (!saw_write(who, w, false)) race(at, what, "written", w.writer / 64, w.writer % 64, where);
+      if (w.writer / 64u + 1 < slots_ && !saw_write(who, w, true))
         error(where, "%s of shared offset %u, which ordinary stores wrote: fence_async_proxy is missing", what,
               at - shared_window);
     }
-    ++w.reading;
+    w.reading += first;
   });
 }
 
@@ -201,6 +197,18 @@ void shared_memory::end_read(warp& who, uint32_t address, int bytes) {
     w.reader = static_cast<uint16_t>(who.slot * 64 + static_cast<int>(several));
     reads_[index * slots_ + static_cast<size_t>(who.slot)] = who.epoch();
   });
+}
+
+void shared_memory::require_seen(lane& who, uint32_t address, bool fenced, const char* what,
+                                 std::source_location where) {
+  const word& w = words_[(address - shared_window) / 4];
+  if (!(w.write_mask)) return;
+  if (!saw_write(who, w, false)) race(address, what, "initialised", w.writer / 64, w.writer % 64, where);
+  if (fenced && !saw_write(who, w, true))
+    error(where,
+          "%s of the barrier at shared offset %u, whose initialisation was not fenced: fence_mbarrier_init is "
+          "missing",
+          what, address - shared_window);
 }
 
 }  // namespace emulator

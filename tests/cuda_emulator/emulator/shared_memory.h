@@ -38,10 +38,13 @@ class shared_memory {
   // The engine has written, at this epoch of its own clock.
   void engine_wrote(uint32_t address, int bytes, int engine_slot, uint32_t epoch);
 
-  // An asynchronous read of these bytes has been issued; they must have been written and fenced, and stay until it
-  // ends.
-  void begin_read(lane& who, uint32_t address, int bytes, const char* what, std::source_location where);
+  // An asynchronous read of these bytes has been issued: they must have been written and fenced, and stay until it
+  // ends. Each warp that takes part says so; `first` for one of them.
+  void begin_read(lane& who, uint32_t address, int bytes, bool first, const char* what, std::source_location where);
   void end_read(warp& who, uint32_t address, int bytes);
+
+  // Whoever wrote this word (an mbarrier) did so before this lane, and fenced it for asynchronous work.
+  void require_seen(lane& who, uint32_t address, bool fenced, const char* what, std::source_location where);
 
  private:
   struct word {
@@ -52,7 +55,7 @@ class shared_memory {
     uint32_t reading;
   };
 
-  bool saw_write(const lane& who, const word& w) const;
+  bool saw_write(const lane& who, const word& w, bool fenced) const;
   void check_reads(lane& who, const word& w, size_t index, unsigned mask, const char* what, std::source_location where);
   [[noreturn]] void race(uint32_t address, const char* what, const char* other, int slot, int other_lane,
                          std::source_location where);

@@ -42,8 +42,7 @@ inline void barrier_arrive(int id, int threads, place where = place::current()) 
 }
 inline void sync_warp(place where = place::current()) {
   int unused = 0;
-  emulator::running->collective([](emulator::warp& w, void* const*) { ++w.clock[static_cast<size_t>(w.slot)]; },
-                                &unused, "sync_warp", where);
+  emulator::running->collective([](emulator::warp& w, void* const*) { w.next_epoch(); }, &unused, "sync_warp", where);
 }
 
 namespace detail {

@@ -1,0 +1,251 @@
+// y = x W^T with W decoded on the way, by mma.sync: one kernel for GEMV, small m and prefill, on every GPU from sm_80.
+//
+//   CTA     rows of W (32 for each warp along n) x columns of x^T (8 tiles_m for each warp along m), K in steps of 128
+//   stage   what a step needs, in shared memory: x (swizzled), codes as they lie in memory, scales, zero points
+//   warp    two fragment rows of W: codes to A registers, times 8-column fragments of x
+//
+// The order of sums. K is cut into slices, a number that n and k alone decide (weight_only_model.h). In a slice an MMA
+// adds 16 columns at a time, ascending, to sums that start at 0. Slices are added in ascending order. Every tile keeps
+// to it, whether a CTA does one slice or all of them, so a row of y has the same bits for every m.
+#pragma once
+
+#include "cuda/generic/decode.h"
+#include "cuda/sm80/weight_only_outputs.h"
+#include "cuda/sm80/weight_only_stage.h"
+
+namespace lowbit::cuda::sm80 {
+
+// T: bf16_t or f16_t. Codes: how W decodes (generic/decode.h).
+template <class T_, class Codes_, int WarpsN, int WarpsM, int TilesM>
+struct weight_only_config {
+  using T = T_;
+  using codes = Codes_;
+  static constexpr int warps_n = WarpsN, warps_m = WarpsM, tiles_m = TilesM, tiles_n = 2;
+  static constexpr int threads = 32 * warps_n * warps_m;
+  static constexpr int rows = 16 * tiles_n * warps_n;
+  static constexpr int columns = 8 * tiles_m * warps_m;
+  static constexpr int min_ctas = tiles_m <= 2 ? 2 : 1;
+};
+
+// ---- scales --------------------------------------------------------------------------------------------------
+
+LOWBIT_DEVICE float shared_number(uint32_t address, int i, int dtype) {
+  switch (dtype) {
+    case LOWBIT_F32:
+      return shared_load<float>(address + i * 4);
+    case LOWBIT_F16:
+      return to_float<f16_t>(shared_load<uint16_t>(address + i * 2));
+    case LOWBIT_BF16:
+      return to_float<bf16_t>(shared_load<uint16_t>(address + i * 2));
+    case LOWBIT_E8M0:
+      return e8m0_number(shared_load<uint8_t>(address + i));
+    default:
+      return e4m3_number(shared_load<uint8_t>(address + i));
+  }
+}
+
+// The scales and offsets of a step's groups. Lane t of a row holds groups t and t + 4 of the step, rows g and g + 8 in
+// one word; at the first column of a group its lane gives them to the others.
+template <class C>
+struct step_scales {
+  using T = typename C::T;
+  uint32_t scale[C::tiles_n][2], offset[C::tiles_n][2];
+  uint32_t begins;  // bit i: a group begins at the step's i-th 16 columns
+  int next;         // group of the step
+
+  LOWBIT_DEVICE void load(const stage_plan& plan, uint32_t stage, const step_groups& groups, int first_row) {
+    begins = groups.begins;
+    next = 0;
+    const int lane = lane_index(), g = lane / 4, t = lane % 4;
+    LOWBIT_UNROLL
+    for (int s = 0; s < 2; ++s) {
+      if (s == 1 && groups.count <= 4) break;
+      const int slot = t + 4 * s < groups.count ? t + 4 * s : groups.count - 1;
+      LOWBIT_UNROLL
+      for (int i = 0; i < C::tiles_n; ++i) {
+        const int row = first_row + 16 * i + g;
+        const int at = (row / 64 * plan.slots + slot) * 64 + row % 64;
+        const uint32_t scales = stage + plan.scales_at;
+        scale[i][s] = pack2<T>(shared_number(scales, at, plan.scale_dtype) * plan.scale_factor,
+                               shared_number(scales, at + 8, plan.scale_dtype) * plan.scale_factor);
+        if constexpr (C::codes::offset) {
+          float zero[2] = {0, 0};
+          if (plan.zero_points) {
+            zero[0] = static_cast<float>(shared_load<int8_t>(stage + plan.zeros_at + at));
+            zero[1] = static_cast<float>(shared_load<int8_t>(stage + plan.zeros_at + at + 8));
+          }
+          offset[i][s] = pack2<T>(-plan.bias - zero[0], -plan.bias - zero[1]);
+        }
+      }
+    }
+  }
+
+  LOWBIT_DEVICE void advance(row_scales (&current)[C::tiles_n], int i) {
+    if (!(begins >> i & 1)) return;
+    const int source = (lane_index() & 28) | (next & 3);
+    const bool upper = next >= 4;
+    ++next;
+    LOWBIT_UNROLL
+    for (int r = 0; r < C::tiles_n; ++r) {
+      const uint32_t s = shuffle(upper ? scale[r][1] : scale[r][0], source);
+      LOWBIT_UNROLL
+      for (int half = 0; half < 2; ++half) current[r].scale[half] = both_halves<T>(s, half);
+      if constexpr (C::codes::offset) {
+        const uint32_t o = shuffle(upper ? offset[r][1] : offset[r][0], source);
+        LOWBIT_UNROLL
+        for (int half = 0; half < 2; ++half) current[r].offset[half] = both_halves<T>(o, half);
+      }
+    }
+  }
+};
+
+// Where K is one group, its scale waits for the sums and the zero point is loaded once.
+template <class C>
+LOWBIT_DEVICE void constant_scales(const arguments& a, row_scales (&current)[C::tiles_n], int first_row) {
+  using T = typename C::T;
+  const uint32_t scale = pack2<T>(a.plan.scale_factor, a.plan.scale_factor);
+  LOWBIT_UNROLL
+  for (int r = 0; r < C::tiles_n; ++r)
+    LOWBIT_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const int row = first_row + 16 * r + 8 * half + lane_index() / 4;
+      float offset = -a.plan.bias;
+      if (a.plan.zero_points && row < a.rows_packed)
+        offset -= static_cast<float>(global_load<int8_t>(a.zero_points + row));
+      current[r].scale[half] = scale;
+      current[r].offset[half] = pack2<T>(offset, offset);
+    }
+}
+
+// ---- one step of 128 columns -----------------------------------------------------------------------------------
+
+// B for 32 columns: b[0], b[1] of the first 16, then of the second. Bytes lie four columns to a register of A, so
+// their 16s are columns 4 t, 4 t + 1 and 4 t + 2, 4 t + 3 of both halves.
+template <class C>
+LOWBIT_DEVICE void load_x(uint32_t (&b)[C::tiles_m][4], uint32_t x, int first_column, int k32) {
+  const int lane = lane_index();
+  if constexpr (C::codes::bits == 8) {
+    const int g = lane / 4, t = lane % 4;
+    const uint32_t row = x + (first_column + g) * x_pitch + t % 2 * 8;
+    const uint32_t low = row + swizzled(4 * k32 + t / 2, g) * 16, high = row + swizzled(4 * k32 + 2 + t / 2, g) * 16;
+    LOWBIT_UNROLL
+    for (int j = 0; j < C::tiles_m; ++j) {
+      const u32x2 v = shared_load<u32x2>(low + j * 8 * x_pitch), w = shared_load<u32x2>(high + j * 8 * x_pitch);
+      b[j][0] = v.x;
+      b[j][1] = w.x;
+      b[j][2] = v.y;
+      b[j][3] = w.y;
+    }
+  } else {
+    const uint32_t address = x + (first_column + lane % 8) * x_pitch + swizzled(4 * k32 + lane / 8, lane % 8) * 16;
+    LOWBIT_UNROLL
+    for (int j = 0; j < C::tiles_m; ++j) ldmatrix<4>(b[j], address + j * 8 * x_pitch);
+  }
+}
+
+template <class C>
+LOWBIT_DEVICE void multiply_step(float (&sums)[C::tiles_n][C::tiles_m][4], row_scales (&current)[C::tiles_n],
+                                 const arguments& a, uint32_t stage, const step_groups& groups, int warp_n,
+                                 int warp_m) {
+  constexpr int tile_k = 256 / C::codes::bits;
+  step_scales<C> scales;
+  if (a.plan.grouped) scales.load(a.plan, stage, groups, warp_n * 16 * C::tiles_n);
+  const int first_tile = warp_n * C::tiles_n;
+  const uint32_t codes = stage + a.plan.codes_at + first_tile / 4 * a.plan.strip_step + first_tile % 4 * 512 +
+                         static_cast<uint32_t>(lane_index()) * 16;
+  constexpr int block = tile_k > 64 ? tile_k : 64;  // columns that are unrolled
+  LOWBIT_UNROLL_N(1)
+  for (int first = 0; first < step_columns; first += block) {
+    u32x4 words[C::tiles_n];
+    LOWBIT_UNROLL
+    for (int k32 = 0; k32 < block / 32; ++k32) {
+      if (k32 * 32 % tile_k == 0) {
+        LOWBIT_UNROLL
+        for (int r = 0; r < C::tiles_n; ++r)
+          words[r] = shared_load<u32x4>(codes + (first + k32 * 32) / tile_k * 2048 + r * 512);
+      }
+      uint32_t b[C::tiles_m][4];
+      load_x<C>(b, stage, warp_m * 8 * C::tiles_m, first / 32 + k32);
+      LOWBIT_UNROLL
+      for (int h = 0; h < 2; ++h) {
+        const int k16 = 2 * k32 + h;
+        if (a.plan.grouped) scales.advance(current, first / 16 + k16);
+        LOWBIT_UNROLL
+        for (int r = 0; r < C::tiles_n; ++r) {
+          uint32_t fragment[4];
+          decode<T_of<C>, typename C::codes>(fragment, words[r], k16 % (tile_k / 16), current[r], a.decode);
+          LOWBIT_UNROLL
+          for (int j = 0; j < C::tiles_m; ++j) {
+            const uint32_t columns[2] = {b[j][2 * h], b[j][2 * h + 1]};
+            mma_m16n8k16<T_of<C>>(sums[r][j], fragment, columns);
+          }
+        }
+      }
+    }
+  }
+}
+
+// ---- the kernel ------------------------------------------------------------------------------------------------
+
+template <class C>
+LOWBIT_DEVICE void add_slice(float (&total)[C::tiles_n][C::tiles_m][4], float (&sums)[C::tiles_n][C::tiles_m][4]) {
+  LOWBIT_UNROLL
+  for (int r = 0; r < C::tiles_n; ++r)
+    LOWBIT_UNROLL
+    for (int j = 0; j < C::tiles_m; ++j)
+      LOWBIT_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        total[r][j][i] += sums[r][j][i];
+        sums[r][j][i] = 0;
+      }
+}
+
+// grid: x = tiles (a.order), y = slices, or 1 where a CTA does all of them
+template <class C>
+LOWBIT_KERNEL(C::threads, C::min_ctas)
+void weight_only_kernel(const arguments a) {
+  const uint32_t shared = shared_base();
+  const int warp_n = warp_index() % C::warps_n, warp_m = warp_index() / C::warps_n;
+  tile_place at;
+  a.order.place(cta_index(), at.w_block, at.x_block);
+  int slice = cta_index_y();
+  const int last_slice = a.split ? slice + 1 : a.slices;
+  const int first_step = slice_begin(a, slice), last_step = slice_begin(a, last_slice);
+
+  float total[C::tiles_n][C::tiles_m][4] = {}, sums[C::tiles_n][C::tiles_m][4] = {};
+  row_scales current[C::tiles_n] = {};
+  if (!a.plan.grouped)
+    constant_scales<C>(a, current, at.w_block * C::rows + warp_n * 16 * C::tiles_n);
+
+  for (int i = 0; i < a.stages - 1; ++i) {
+    if (first_step + i < last_step) load_stage<C>(a, shared + i * a.plan.bytes, at, first_step + i);
+    async_commit();
+  }
+  int slot = 0, slice_end = slice_begin(a, slice + 1);
+  for (int step = first_step; step < last_step; ++step) {
+    wait_for_stage(a.stages);
+    sync_threads();  // the stage is there for all, and the one before it has been read by all
+    const int ahead = step + a.stages - 1, free_slot = slot == 0 ? a.stages - 1 : slot - 1;
+    if (ahead < last_step) load_stage<C>(a, shared + free_slot * a.plan.bytes, at, ahead);
+    async_commit();
+
+    multiply_step<C>(sums, current, a, shared + slot * a.plan.bytes, groups_of_step(a.plan, step), warp_n, warp_m);
+    slot = slot + 1 == a.stages ? 0 : slot + 1;
+    if (step + 1 == slice_end) {
+      add_slice<C>(total, sums);
+      slice_end = slice_begin(a, ++slice + 1);
+    }
+  }
+
+  async_wait<0>();
+  sync_threads();  // all stages have been read
+  stage_sums<C>(shared, total, warp_n, warp_m);
+  sync_threads();
+  grid_dependency_launch();
+  if (a.split)
+    store_partials<C>(a, shared, at, cta_index_y());
+  else
+    store_tile<C>(a, shared, at);
+}
+
+}  // namespace lowbit::cuda::sm80

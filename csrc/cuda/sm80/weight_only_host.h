@@ -1,0 +1,168 @@
+// From a problem to the arguments of a weight_only kernel.
+#pragma once
+
+#include "cuda/sm80/weight_only_model.h"
+#include "cuda/sm80/weight_only_stage.h"
+
+namespace lowbit::cuda::sm80 {
+
+// Which of generic/decode.h takes a format's codes.
+enum class code_kind { int2, int4, int8, minifloat, e2m1, table, none };
+
+inline code_kind kind_of(const format_row& f) {
+  if (f.integer()) return f.bits == 2 ? code_kind::int2 : f.bits == 4 ? code_kind::int4 : code_kind::int8;
+  if (f.decode == recipe::minifloat) return code_kind::minifloat;
+  if (f.bits != 4) return code_kind::none;
+  for (unsigned code = 0; code < 16; ++code)
+    if (f.values[code] != e2m1.value(code)) return code_kind::table;
+  return code_kind::e2m1;
+}
+
+// The power of two that raw values owe (generic/decode.h), and how much of it the scale pays: all in fp16 where a scale
+// is small beside the value it stands for; 7 for e2m1, so that e4m3 scales (nvfp4) fit, too; half in bf16, whose range
+// then is 2^-60 .. 2^64 for scale and weight alike. The sums get the rest.
+struct power_debt {
+  int all, in_scale;
+};
+
+template <class T>
+power_debt debt_of(const format_row& f) {
+  int own = 0;  // of the code's bits, as fp16 has them
+  switch (kind_of(f)) {
+    case code_kind::minifloat:
+      for (float scale = f.fp16_scale; scale > 1; scale /= 2) ++own;
+      break;
+    case code_kind::e2m1:
+      own = 14;
+      break;
+    default:
+      return {0, 0};
+  }
+  if (!is_bf16<T>) return {own, kind_of(f) == code_kind::e2m1 ? 7 : own};
+  own += 112;  // the two types' exponent biases are so far apart
+  return {own, own / 2};
+}
+
+inline uint16_t round_value(float value, bool bf16) { return bf16 ? f32_to_bf16(value) : f32_to_f16(value); }
+
+template <class T>
+decode_constants decode_constants_of(const format_row& f) {
+  decode_constants c{};
+  const code_kind kind = kind_of(f);
+  if (kind == code_kind::minifloat) c.shift = 8 - (f.fp16_shift - (is_bf16<T> ? 3 : 0));
+  if (kind != code_kind::table) return c;
+  for (unsigned code = 0; code < 16; ++code) {
+    const uint32_t value = round_value(f.values[code], is_bf16<T>);
+    c.table[code / 4] |= (value & 255) << code % 4 * 8;
+    c.table[4 + code / 4] |= (value >> 8) << code % 4 * 8;
+  }
+  return c;
+}
+
+inline bool scales_belong_to_steps(const fragment_shape& s) { return s.groups > 1; }
+
+template <class C>
+stage_plan plan_of(const packed_weight& w) {
+  const fragment_shape& s = w.shape;
+  constexpr int strips = C::rows / 64;
+  stage_plan p{};
+  p.grouped = scales_belong_to_steps(s);
+  p.zero_points = w.zero_points_offset != 0;
+  p.scale_dtype = w.scale_dtype;
+  p.scale_bytes = dtype_bytes(w.scale_dtype);
+  p.scale_factor = ldexp2(1, debt_of<typename C::T>(*w.format).in_scale);
+  p.bias = C::codes::template bias<typename C::T>;
+  if (C::codes::bits < 8) p.bias += static_cast<float>(w.format->integer_offset);
+  p.span = static_cast<int>(s.span);
+  p.groups = static_cast<int>(s.groups);
+  p.slots = p.span % step_columns == 0 ? 1 : 128 % p.span == 0 ? 128 / p.span : 1 + (112 + p.span - 1) / p.span;
+  p.strip_step = 1024 * C::codes::bits;
+  p.codes_at = C::columns * x_pitch;
+  p.scales_at = p.codes_at + strips * p.strip_step;
+  p.zeros_at = p.scales_at + (p.grouped ? strips * p.slots * 64 * p.scale_bytes : 0);
+  p.bytes = p.zeros_at + (p.grouped && C::codes::offset && p.zero_points ? strips * p.slots * 64 : 0);
+  return p;
+}
+
+template <class C>
+arguments make_arguments(const gemm_problem& p) {
+  const fragment_shape& s = p.w.shape;
+  arguments a{};
+  a.codes = p.w.codes();
+  a.strip_bytes = s.tile_offset(1, 0, 0);
+  a.scales = static_cast<const uint8_t*>(p.w.scales());
+  a.zero_points = p.w.zero_points();
+  a.strips = static_cast<int>(s.strips);
+  a.rows_packed = static_cast<int>(s.strips * strip_rows);
+  a.plan = plan_of<C>(p.w);
+  a.decode = decode_constants_of<typename C::T>(*p.w.format);
+  a.x = static_cast<const uint16_t*>(p.x);
+  a.x_stride = p.x_stride;
+  a.m = static_cast<int>(p.m);
+  a.k = static_cast<int>(s.k);
+  a.gather = !s.k_in_order() || reinterpret_cast<uintptr_t>(p.x) % 16 != 0 || (p.m > 1 && p.x_stride % 8 != 0);
+  a.group_k = static_cast<int>(s.groups == 1 ? s.k : s.group_k);
+  a.order = {static_cast<int>(ceil_div(s.n, C::rows)), static_cast<int>(ceil_div(p.m, C::columns))};
+  a.steps = static_cast<int>(s.k_packed / step_columns);
+  a.slices = slices_of(s);
+  a.n = static_cast<int>(s.n);
+  a.partials = static_cast<float*>(p.workspace);
+  a.y = p.y;
+  a.y_dtype = p.y_dtype;
+  a.y_stride = p.y_stride;
+  const int y_bytes = dtype_bytes(p.y_dtype) * 4;
+  a.whole_stores = reinterpret_cast<uintptr_t>(p.y) % static_cast<uintptr_t>(y_bytes) == 0 && p.y_stride % 4 == 0;
+  a.bias = p.bias;
+  a.bias_dtype = p.bias_dtype;
+  const power_debt debt = debt_of<typename C::T>(*p.w.format);
+  a.unscale = ldexp2(1, debt.all - debt.in_scale);
+  a.global_scale = p.w.global_scale();
+  return a;
+}
+
+template <class C>
+constexpr int64_t sums_bytes = int64_t{C::columns} * sums_pitch<C>;
+
+struct launch_sizes {
+  int stages;
+  int64_t shared_bytes;
+};
+
+// As many stages as fit, so that loads in flight cover the memory's latency (32 KB and more an SM); where two CTAs
+// share an SM, in half of it.
+template <class C>
+launch_sizes sizes_of(const arguments& a, const device_info& device) {
+  const int64_t half = device.shared_bytes / 2 - 1024;
+  const int64_t room = C::min_ctas == 2 && half / a.plan.bytes >= 3 && half >= sums_bytes<C> ? half : device.shared_bytes;
+  int64_t stages = room / a.plan.bytes;
+  if (stages > max_stages) stages = max_stages;
+  if (stages < 2) stages = 2;
+  const int64_t bytes = stages * a.plan.bytes;
+  return {static_cast<int>(stages), bytes > sums_bytes<C> ? bytes : sums_bytes<C>};
+}
+
+// Whatever the codes: at most 8 bits each, and 8 slots of 4-byte scales and zero points.
+template <class C>
+int64_t smallest_shared_bytes(const gemm_problem& p) {
+  const fragment_shape& s = p.w.shape;
+  const int64_t scales = scales_belong_to_steps(s) ? plan_of<C>(p.w).slots * C::rows * (p.w.scale_dtype == LOWBIT_F32 ? 5 : 3) : 0;
+  const int64_t stages = 2 * (C::columns * x_pitch + C::rows * 16 * s.bits + scales);
+  return stages > sums_bytes<C> ? stages : sums_bytes<C>;
+}
+
+inline bool fits_a_grid(const gemm_problem& p, const tile_traits& t) {
+  return ceil_div(p.w.shape.n, t.rows) * ceil_div(p.m, t.columns) < int64_t{1} << 31 &&
+         p.m * p.w.shape.strips * (strip_rows / 4) < int64_t{1} << 38;
+}
+
+inline const char* refused_by_every_tile(const gemm_problem& p) {
+  const format_row& f = *p.w.format;
+  if (f.minimum || f.two_levels()) return "the format has minima or scales of two levels";
+  if (kind_of(f) == code_kind::none) return "no decoder takes the format's codes";
+  if (p.m >= int64_t{1} << 31) return "more than 2^31 rows of x";
+  if (p.w.shape.k_packed >= int64_t{1} << 31 || p.w.shape.strips * strip_rows >= int64_t{1} << 31)
+    return "a padded side of W is 2^31 or longer";
+  return nullptr;
+}
+
+}  // namespace lowbit::cuda::sm80

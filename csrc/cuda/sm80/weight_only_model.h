@@ -1,0 +1,64 @@
+// Slices of K, and which tile a problem gets: by arithmetic, so that a choice can be explained and never varies.
+#pragma once
+
+#include "cuda/contract.h"
+
+namespace lowbit::cuda::sm80 {
+
+// Slices of K: enough that a row block of 256 and a slice for each of about 128 SMs keep all of them at work at small
+// m, none shorter than 4 steps of 128 columns (a pipeline's fill), of n and k alone.
+inline int slices_of(const fragment_shape& s) {
+  const int64_t blocks = ceil_div(s.n, 256), steps = s.k_packed / fragment_step;
+  const int64_t wanted = (128 + blocks / 2) / blocks, most = steps / 4;
+  const int64_t slices = wanted < most ? wanted : most;
+  return static_cast<int>(slices < 1 ? 1 : slices);
+}
+
+struct tile_traits {
+  int rows, columns, warps;
+};
+
+// How a problem runs in a tile: `split` CTAs do one slice each, others all of them.
+struct prediction {
+  double clocks;
+  bool split;
+};
+
+// Per SM and step of 128 columns, in SM clocks; the longest of three counts:
+//   products      an m16n8k16 takes a quarter of the SM 8 clocks (512 multiply-adds a clock and SM; an H200 does 660)
+//   instructions  2.6 for each weight of a warp (generic/decode.h) and 4 for each product, one a clock and quarter
+//   L2            what the stage brings, at 46 bytes a clock and SM (6 KB a clock for 132)
+// A CTA takes its steps and a constant; CTAs go in waves, two at a time where the tile is small. Codes come from memory
+// once, at 20.7 bytes a clock and SM (4.8 TB/s, 132 SMs, 1.755 GHz). Partial sums go to the L2 and back, and the second
+// kernel costs its start.
+//
+// At 4.8 TB/s and N = K = 8192, int4 in groups of 128 (35 MB with scales): memory 7.3 us, the model's 9.2 us for m = 8
+// and 9.8 us for m = 16, 79 and 75 % of the bandwidth. m = 4096: 1.22 ms, 450 TFLOP/s.
+inline prediction predict(const tile_traits& t, const fragment_shape& s, int64_t m, const device_info& device) {
+  const double sms = device.sms, steps = static_cast<double>(s.k_packed / fragment_step);
+  const int64_t w_blocks = ceil_div(s.n, t.rows), x_blocks = ceil_div(m, t.columns), tiles = w_blocks * x_blocks;
+  const double products = t.rows / 16.0 * (t.columns / 8.0) * 8;
+  const double multiply = products / 4 * 8;
+  const double instructions = (t.rows * 128.0 * 2.6 * (t.columns * t.rows > t.warps * 32 * 64 ? 2 : 1) / 32 +
+                               products * 4) / 4;
+  const double l2 = (t.rows * 16.0 * s.bits + t.columns * 256.0) / 46;
+  double step = multiply > instructions ? multiply : instructions;
+  if (l2 > step) step = l2;
+  const double memory = static_cast<double>(s.code_bytes()) / (20.7 * sms);
+  const double outputs = static_cast<double>(m * s.strips * strip_rows);
+  const auto total = [&](bool split) {
+    const int slices = split ? slices_of(s) : 1;
+    const int64_t ctas = tiles * slices;
+    const double waves = static_cast<double>(ceil_div(ctas, device.sms));
+    const double compute = waves * (steps / slices * step + t.rows * t.columns / 64.0) + 2500;
+    double clocks = compute > memory + 2500 ? compute : memory + 2500;
+    if (split) clocks += outputs * 4 * (slices + slices) / (46 * sms) + 1800;
+    return clocks;
+  };
+  const double whole = total(false);
+  if (slices_of(s) == 1) return {whole, false};
+  const double split = total(true);
+  return split < whole ? prediction{split, true} : prediction{whole, false};
+}
+
+}  // namespace lowbit::cuda::sm80

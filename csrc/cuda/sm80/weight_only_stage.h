@@ -1,0 +1,205 @@
+// What a weight_only CTA keeps in shared memory for 128 columns of K, and how it gets there.
+//
+//   x        columns (of x^T) x 256 bytes; its 16-byte pieces permuted so that eight rows meet in no bank
+//   codes    strips of 64 rows, as they lie in global memory
+//   scales   strips x slots x 64, the groups that the step touches; zero points likewise
+#pragma once
+
+#include "cuda/contract.h"
+#include "cuda/generic/decode.h"
+
+namespace lowbit::cuda::sm80 {
+
+inline constexpr int step_columns = fragment_step;
+inline constexpr int x_pitch = step_columns * 2;
+
+template <class C>
+using T_of = typename C::T;
+
+// Piece `piece` of a row of x. Eight rows of one piece, as ldmatrix reads them, and four rows of two pieces, as bytes'
+// columns are read, lie in different banks.
+LOWBIT_DEVICE uint32_t swizzled(int piece, int row) {
+  return static_cast<uint32_t>(piece ^ ((row & 3) * 2 | (row >> 2 & 1)));
+}
+
+// A stage, and what decoding one needs: the same for every CTA.
+struct stage_plan {
+  int codes_at, scales_at, zeros_at, bytes;  // in the stage; x comes first
+  int strip_step;                            // bytes of a strip's codes
+  int slots;                                 // groups that a step may touch, at most
+  int span, groups;
+  bool grouped;  // more than one group along K: scales belong to steps
+  bool zero_points;
+  int scale_dtype, scale_bytes;
+  float scale_factor;  // a power of two, into the scale
+  float bias;          // of raw values, and the format's offset
+};
+
+// The tiles in an order in which neighbours in time share x and W in the L2: bands of `band` blocks of W.
+struct tile_order {
+  int w_blocks, x_blocks;
+  static constexpr int band = 8;
+
+  LOWBIT_DEVICE void place(int index, int& w_block, int& x_block) const {
+    const int per_band = band * x_blocks, first = index / per_band * band;
+    const int height = w_blocks - first < band ? w_blocks - first : band;
+    const int inside = index % per_band;
+    w_block = first + inside % height;
+    x_block = inside / height;
+  }
+};
+
+struct tile_place {
+  int w_block, x_block;
+};
+
+struct arguments {
+  // W
+  const uint8_t* codes;
+  int64_t strip_bytes;
+  const uint8_t* scales;
+  const int8_t* zero_points;
+  int strips, rows_packed;
+  stage_plan plan;
+  decode_constants decode;
+  // x
+  const uint16_t* x;
+  int64_t x_stride;
+  int m, k;
+  bool gather;  // x's columns are not where W's packed ones are, or not aligned: element by element
+  int group_k;
+  // the schedule
+  tile_order order;
+  int steps, slices, stages;
+  bool split;  // a CTA does one slice and stores partial sums
+  // y
+  int n;
+  float* partials;  // [slices][m][rows_packed]
+  void* y;
+  int y_dtype;
+  int64_t y_stride;
+  bool whole_stores;  // four outputs at a time fit y's address and stride
+  const void* bias;   // or null
+  int bias_dtype;
+  float unscale;              // a power of two that the decoded weights are too small by
+  const float* global_scale;  // or null
+};
+
+LOWBIT_DEVICE int slice_begin(const arguments& a, int slice) {
+  return static_cast<int>(static_cast<int64_t>(slice) * a.steps / a.slices);
+}
+
+struct step_groups {
+  int first, count;
+  uint32_t begins;  // bit i: a group of the step begins, or goes on, at its i-th 16 columns
+};
+
+LOWBIT_DEVICE step_groups groups_of_step(const stage_plan& p, int step) {
+  step_groups s{0, 0, 0};
+  if (!p.grouped) return s;
+  const int column = step * step_columns;
+  s.first = column / p.span;
+  int next = (s.first + 1) * p.span - column;  // where the next group begins
+  const int left = p.groups - s.first;
+  s.count = 1;
+  s.begins = 1;
+  for (; next < step_columns && s.count < left; next += p.span) {
+    ++s.count;
+    s.begins |= 1u << next / 16;
+  }
+  return s;
+}
+
+// ---- global to shared ----------------------------------------------------------------------------------------
+
+template <int stages_ahead>
+LOWBIT_DEVICE void wait_for() {
+  async_wait<stages_ahead>();
+}
+// Until the oldest of the `stages` - 1 groups in flight has landed.
+LOWBIT_DEVICE void wait_for_stage(int stages) {
+  if (stages == 2)
+    async_wait<0>();
+  else if (stages == 3)
+    async_wait<1>();
+  else if (stages == 4)
+    async_wait<2>();
+  else
+    async_wait<3>();
+}
+inline constexpr int max_stages = 5;
+
+template <class C>
+LOWBIT_DEVICE void load_x_stage(const arguments& a, uint32_t stage, int first_row, int step) {
+  constexpr int pieces = x_pitch / 16, total = C::columns * pieces;
+  LOWBIT_UNROLL
+  for (int i = 0; i < (total + C::threads - 1) / C::threads; ++i) {
+    const int item = i * C::threads + thread_index();
+    if (total % C::threads != 0 && item >= total) break;
+    const int row = item / pieces, piece = item % pieces;
+    const int column = step * step_columns + piece * 8;
+    const int left = first_row + row < a.m ? a.k - column : 0;
+    const int valid = left < 0 ? 0 : left < 8 ? left : 8;
+    const uint16_t* from = a.x + (valid ? (first_row + row) * a.x_stride + column : 0);
+    async_copy<16>(stage + row * x_pitch + swizzled(piece, row) * 16, from, valid * 2);
+  }
+}
+
+// The same, element by element: packed column to column of x.
+template <class C>
+LOWBIT_DEVICE void gather_x_stage(const arguments& a, uint32_t stage, int first_row, int step) {
+  constexpr int pieces = x_pitch / 16, total = C::columns * pieces;
+  for (int item = thread_index(); item < total; item += C::threads) {
+    const int row = item / pieces, piece = item % pieces;
+    const int packed = step * step_columns + piece * 8, group = packed / a.plan.span;
+    const int inside = packed - group * a.plan.span;  // spans are whole 16s: a piece is in one group
+    const int64_t column = static_cast<int64_t>(group) * a.group_k + inside;
+    uint32_t pair[4] = {0, 0, 0, 0};
+    if (first_row + row < a.m && group < a.plan.groups) {
+      const uint16_t* from = a.x + (first_row + row) * a.x_stride;
+      LOWBIT_UNROLL
+      for (int e = 0; e < 8; ++e)
+        if (inside + e < a.group_k && column + e < a.k)
+          pair[e / 2] |= static_cast<uint32_t>(global_load<uint16_t>(from + column + e)) << e % 2 * 16;
+    }
+    shared_store<u32x4>(stage + row * x_pitch + swizzled(piece, row) * 16, {pair[0], pair[1], pair[2], pair[3]});
+  }
+}
+
+template <class C>
+LOWBIT_DEVICE void load_stage(const arguments& a, uint32_t stage, const tile_place& at, int step) {
+  if (a.gather)
+    gather_x_stage<C>(a, stage, at.x_block * C::columns, step);
+  else
+    load_x_stage<C>(a, stage, at.x_block * C::columns, step);
+
+  constexpr int strips = C::rows / 64, strip_pieces = 64 * C::codes::bits;
+  const int first_strip = at.w_block * strips;
+  const uint32_t codes = stage + a.plan.codes_at;
+  constexpr cache hint = C::columns <= 64 ? cache::streaming : cache::normal;
+  LOWBIT_UNROLL
+  for (int i = 0; i < strips * strip_pieces / C::threads; ++i) {
+    const int item = i * C::threads + thread_index();
+    const int wanted = first_strip + item / strip_pieces, strip = wanted < a.strips ? wanted : a.strips - 1;
+    async_copy<16, hint>(codes + item * 16, a.codes + strip * a.strip_bytes +
+                                                static_cast<int64_t>(step) * (strip_pieces * 16) +
+                                                item % strip_pieces * 16);
+  }
+  if (!a.plan.grouped) return;
+
+  const step_groups groups = groups_of_step(a.plan, step);
+  const auto load_numbers = [&](uint32_t to, const uint8_t* from, int bytes) {
+    const int slot_pieces = 4 * bytes, pieces = groups.count * slot_pieces;
+    for (int item = thread_index(); item < strips * pieces; item += C::threads) {
+      const int s = item / pieces, piece = item - s * pieces;
+      const int wanted = first_strip + s, strip = wanted < a.strips ? wanted : a.strips - 1;
+      const int64_t group = static_cast<int64_t>(strip) * a.plan.groups + groups.first;
+      async_copy<16>(to + (s * a.plan.slots * slot_pieces + piece) * 16, from + (group * slot_pieces + piece) * 16);
+    }
+  };
+  load_numbers(stage + a.plan.scales_at, a.scales, a.plan.scale_bytes);
+  if (C::codes::offset && a.plan.zero_points)
+    load_numbers(stage + a.plan.zeros_at, reinterpret_cast<const uint8_t*>(a.zero_points), 1);
+}
+
+}  // namespace lowbit::cuda::sm80

@@ -1,0 +1,187 @@
+// Weights on the device against the host's functions, to the bit: packing, unpacking, decoding, encoding.
+#include "cuda/sm80/weights.h"
+#include "emulator/emulator.h"
+#include "layout/canonical.h"
+#include "support.h"
+
+namespace lowbit::cuda {
+namespace {
+
+// Formats by bits and by how scales come; more of them would run the same kernels.
+constexpr const char* formats[] = {"int4", "int8", "fp8_e4m3", "mxfp4", "nvfp4", "nf4", "fp8_e5m2", "mxfp8"};
+
+// What may be absent is a byte that nobody looks at.
+emulator::buffer<uint8_t> on_device(const void* data, size_t bytes) {
+  static constexpr uint8_t nothing = 0;
+  return bytes ? emulator::buffer<uint8_t>(static_cast<const uint8_t*>(data), bytes)
+               : emulator::buffer<uint8_t>(&nothing, 1);
+}
+
+struct problem {
+  canonical_weight w;
+  size_t code_bytes, scale_bytes, zero_bytes;
+  emulator::buffer<uint8_t> codes, scales, zero_points;
+  lowbit_weight device;  // pointers into device memory
+
+  explicit problem(canonical_weight weight)
+      : w(std::move(weight)),
+        code_bytes(w.codes.size()),
+        scale_bytes(w.scales.size()),
+        zero_bytes(w.description.zero_points ? static_cast<size_t>(num_groups()) : 0),
+        codes(on_device(w.description.codes, code_bytes)),
+        scales(on_device(w.description.scales, scale_bytes)),
+        zero_points(on_device(w.description.zero_points, zero_bytes)),
+        device(w.description) {
+    device.packed_for = LOWBIT_CUDA;
+    device.codes = codes.data();
+    device.scales = scales.data();
+    if (zero_bytes) device.zero_points = reinterpret_cast<const int8_t*>(zero_points.data());
+  }
+  int64_t num_groups() const {
+    const lowbit_weight& d = w.description;
+    return ceil_div(d.n, d.group_n) * ceil_div(d.k, d.group_k);
+  }
+};
+
+struct shape {
+  int64_t n, k, group_n, group_k;
+};
+// Around strips of 64 rows, tiles of 16, steps of 128 columns; groups that are whole 16s and that are not.
+constexpr shape shapes[] = {{1, 1, 1, 1},      {7, 33, 1, 33},   {64, 128, 1, 32},  {65, 160, 3, 48},
+                            {17, 200, 16, 24}, {80, 257, 128, 7}, {130, 96, 128, 128}};
+
+template <class Visit>
+void for_each_problem(const Visit& visit) {
+  random_source random(11);
+  int turn = 0;
+  for (const char* format : formats) {
+    const format_row& f = format_at(find_format(format));
+    for (const shape& s : shapes) {
+      weight_options o{format, s.n, f.block_k ? round_up(s.k, f.block_k) : s.k};
+      o.group_n = s.group_n;
+      o.group_k = s.group_k;
+      o.scale_dtype = random.of({LOWBIT_F32, LOWBIT_F16, LOWBIT_BF16});
+      o.zero_point = f.zero_point && ++turn % 2;
+      visit(problem(random_weight(o, random)), format);
+    }
+  }
+}
+
+#define CHECK_RAN(call)                                                         \
+  do {                                                                          \
+    CHECK_EQ(call, LOWBIT_OK);                                                  \
+    CHECK(emulator::failure().empty(), "%s", emulator::failure().c_str());      \
+  } while (false)
+
+size_t packed_size(const lowbit_weight& w) { return static_cast<size_t>(fragment_offsets_of(w).total); }
+
+std::vector<uint8_t> packed_on_host(const problem& p) {
+  std::vector<uint8_t> packed(packed_size(p.device));
+  lowbit_weight w = p.w.description;
+  w.packed_for = LOWBIT_CUDA;
+  CHECK_EQ(pack_fragments(w, packed.data(), packed.size(), nullptr), LOWBIT_OK);
+  return packed;
+}
+
+}  // namespace
+
+TEST(packing_writes_what_the_host_writes) {
+  for_each_problem([](const problem& p, const char* format) {
+    const std::vector<uint8_t> wanted = packed_on_host(p);
+    emulator::buffer<uint8_t> packed(wanted.size());
+    CHECK_RAN(sm80::pack(p.device, packed.data(), nullptr));
+    const std::vector<uint8_t> got = packed.values();
+    size_t at = 0;
+    while (at < got.size() && got[at] == wanted[at]) ++at;
+    CHECK(at == got.size(), "%s %lld x %lld: byte %zu of %zu is %02x, %02x on the host", format,
+          static_cast<long long>(p.device.n), static_cast<long long>(p.device.k), at, got.size(), got[at], wanted[at]);
+  });
+}
+
+TEST(unpacking_inverts) {
+  for_each_problem([](const problem& p, const char* format) {
+    const emulator::buffer<uint8_t> packed(packed_on_host(p));
+    emulator::buffer<uint8_t> codes(p.code_bytes), scales(p.scale_bytes), zero_points(p.zero_bytes + 1);
+    lowbit_weight_arrays out{};
+    out.codes = codes.data();
+    out.scales = scales.data();
+    out.zero_points = p.zero_bytes ? reinterpret_cast<int8_t*>(zero_points.data()) : nullptr;
+    CHECK_RAN(sm80::unpack(p.device, packed.data(), out, nullptr));
+    CHECK(codes.values() == p.codes.values(), "%s: codes", format);
+    CHECK(scales.values() == p.scales.values(), "%s: scales", format);
+    if (p.zero_bytes) {
+      std::vector<uint8_t> got = zero_points.values_or(0xcd);
+      CHECK(got.back() == 0xcd, "%s: a zero point too many", format);
+      got.pop_back();
+      CHECK(got == p.zero_points.values(), "%s: zero points", format);
+    }
+  });
+}
+
+TEST(decoding_gives_the_host_s_floats) {
+  for_each_problem([](const problem& p, const char* format) {
+    const std::vector<uint8_t> host = packed_on_host(p);
+    const emulator::buffer<uint8_t> packed(host);
+    for (const lowbit_dtype dtype : {LOWBIT_F32, LOWBIT_F16, LOWBIT_BF16}) {
+      const size_t bytes = static_cast<size_t>(p.device.n * p.device.k * dtype_bytes(dtype));
+      std::vector<uint8_t> wanted(bytes);
+      CHECK_EQ(dequantize(p.w.description, wanted.data(), dtype, nullptr), LOWBIT_OK);
+      emulator::buffer<uint8_t> out(bytes);
+      CHECK_RAN(sm80::dequantize(p.device, out.data(), dtype, nullptr));
+      CHECK(out.values() == wanted, "%s in %s, from the canonical form", format, dtype_name(dtype));
+      out.clear();
+      CHECK_RAN(sm80::dequantize_packed(p.device, packed.data(), out.data(), dtype, nullptr));
+      CHECK(out.values() == wanted, "%s in %s, from the packed form", format, dtype_name(dtype));
+    }
+  });
+}
+
+TEST(encoding_gives_the_host_s_codes) {
+  random_source random(5);
+  for (const char* format : formats) {
+    const format_row& f = format_at(find_format(format));
+    for (const lowbit_dtype w_dtype : {LOWBIT_F32, LOWBIT_F16, LOWBIT_BF16}) {
+      lowbit_encode_args a{};
+      CHECK_EQ(lowbit_format_find(format, &a.format), LOWBIT_OK);
+      a.n = 5;
+      a.k = f.block_k ? 3 * f.block_k : 37;
+      a.group_n = f.block_n ? 1 : 2;
+      a.group_k = f.block_k ? f.block_k : 9;
+      a.w_dtype = w_dtype;
+      a.divisor_dtype = random.of({LOWBIT_F32, LOWBIT_F16, LOWBIT_BF16});
+      const int64_t groups = ceil_div(a.n, a.group_n) * ceil_div(a.k, a.group_k);
+      std::vector<uint8_t> w(static_cast<size_t>(a.n * a.k * 4)), divisor(static_cast<size_t>(groups * 4));
+      std::vector<uint8_t> zeros(static_cast<size_t>(groups));
+      // On the grid of values and between two of them, zeros of both signs, what saturates, what is no number.
+      const float odd[] = {0.0f, -0.0f, 1e30f, -1e30f, INFINITY, -INFINITY, NAN, 1e-30f, -1e-30f};
+      for (int64_t i = 0; i < a.n * a.k; ++i) {
+        const int64_t c = random.below(1 << f.bits);
+        const float value = f.values[c], next = f.values[random.below(1 << f.bits)];
+        float x = i % 3 == 0 ? value : i % 3 == 1 ? (value + next) / 2 : random.uniform(-2, 2) * 4;
+        if (random.below(8) == 0) x = odd[random.below(9)];
+        store_from_f32(w.data(), i, w_dtype, x);
+      }
+      for (int64_t i = 0; i < groups; ++i) {
+        store_from_f32(divisor.data(), i, a.divisor_dtype, random.of({1.0f, 1.0f, 0.25f, 3.0f, 0.0f}));
+        zeros[static_cast<size_t>(i)] = static_cast<uint8_t>(static_cast<int8_t>(random.below(8) - 4));
+      }
+      const bool with_zeros = f.zero_point;
+      std::vector<uint8_t> wanted(static_cast<size_t>(a.n * ceil_div(a.k * f.bits, 8)));
+      a.w = w.data();
+      a.divisor = divisor.data();
+      a.zero_points = with_zeros ? reinterpret_cast<const int8_t*>(zeros.data()) : nullptr;
+      a.codes = wanted.data();
+      CHECK_EQ(encode(a, nullptr), LOWBIT_OK);
+      const emulator::buffer<uint8_t> device_w(w), device_divisor(divisor), device_zeros(zeros);
+      emulator::buffer<uint8_t> codes(wanted.size());
+      a.w = device_w.data();
+      a.divisor = device_divisor.data();
+      if (with_zeros) a.zero_points = reinterpret_cast<const int8_t*>(device_zeros.data());
+      a.codes = codes.data();
+      CHECK_RAN(sm80::encode(a, nullptr));
+      CHECK(codes.values() == wanted, "%s from %s by %s", format, dtype_name(w_dtype), dtype_name(a.divisor_dtype));
+    }
+  }
+}
+
+}  // namespace lowbit::cuda
