@@ -41,7 +41,7 @@ WEIGHT_NAMES = (
 def write_weight(quantized: QuantizedTensor, integer_activations: bool) -> dict[str, Tensor]:
     """The tensors of a weight, by name, in the order in which checkpoints list them."""
     fmt = quantized.format
-    codes, scales, zero_points = quantized.canonical()
+    codes, scales, zero_points = quantized.canonical()[:3]
     if scales.dtype == torch.float8_e8m0fnu:
         scales = scales.view(torch.uint8)
     rows, columns = scales.shape
