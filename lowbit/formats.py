@@ -13,7 +13,7 @@ from lowbit._load import core
 # The floating-point dtypes of activations, weights and free scales.
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
-_SCALES = (*FLOATS, torch.float8_e8m0fnu, torch.float8_e4m3fn)
+_SCALES = (*FLOATS, torch.float8_e8m0fnu, torch.float8_e4m3fn, torch.int8, torch.uint8)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -45,6 +45,14 @@ class Format:
         zero_point: zero points are allowed (the integer formats).
         global_scale: the tensor has one more fp32 factor.
         values: float32 [2 ** bits], the value of every code; NaN and infinities where a code stands for them.
+        integer: the ``integer`` family multiplies by it.
+        signed_scales: scales may be negative.
+        minimum: every group has a minimum beside its scale: W = value * scale + min.
+        super_groups: scales have two levels, and so many groups share a super scale: scale = ``scales`` *
+            ``super_scales`` + ``scale_offset``, and minima likewise; 0: one level.
+        super_dtype: name of the dtype of super scales.
+        super_flat: groups are counted on from row to row; else each row begins a new super block.
+        scale_values: float32 [256], what uint8 scales stand for; None: they have none.
     """
 
     name: str
@@ -55,6 +63,13 @@ class Format:
     zero_point: bool
     global_scale: bool
     values: torch.Tensor = field(repr=False, compare=False)
+    integer: bool
+    signed_scales: bool
+    minimum: bool
+    super_groups: int
+    super_dtype: str
+    super_flat: bool
+    scale_values: torch.Tensor | None = field(repr=False, compare=False)
 
     @cached_property
     def lowest(self) -> float:
@@ -96,12 +111,27 @@ class Format:
         """Bytes of one row of k codes."""
         return -(-k * self.bits // 8)
 
+    def super_shape(self, shape: tuple[int, int], group: tuple[int, int]) -> tuple[int, ...] | None:
+        """Shape of the super scales of a weight of ``shape`` in groups of ``group``; None: scales have one level."""
+        if not self.super_groups:
+            return None
+        rows, columns = num_groups(shape, group)
+        if self.super_flat:
+            return (-(-rows * columns // self.super_groups),)
+        return (rows, -(-columns // self.super_groups))
+
 
 @cache
 def table() -> dict[str, Format]:
     """Every format, by name, in the core's order."""
     rows = (dict(row) for row in core().formats())
-    return {row["name"]: Format(**{**row, "values": torch.from_numpy(row["values"].copy())}) for row in rows}
+    tables = ("values", "scale_values")
+    return {
+        row["name"]: Format(
+            **{**row, **{t: None if row[t] is None else torch.from_numpy(row[t].copy()) for t in tables}}
+        )
+        for row in rows
+    }
 
 
 def get(name: str) -> Format:

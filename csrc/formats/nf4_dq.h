@@ -28,11 +28,11 @@ struct nf4_dq : nf4 {
   }
 
  private:
-  // Step i of 2^e from 0.1 to 1, as torch.linspace rounds it: from the nearer end.
+  // Step i of 2^e from 0.1 to 1, as torch.linspace rounds it: from the nearer end, once.
   static constexpr float boundary(unsigned i, unsigned e) {
     const unsigned steps = 1u << e;
-    const float step = (1.0f - 0.1f) / static_cast<float>(steps);
-    return i < (steps + 1) / 2 ? 0.1f + step * static_cast<float>(i) : 1 - step * static_cast<float>(steps - i);
+    const double step = static_cast<double>((1.0f - 0.1f) / static_cast<float>(steps)), first = 0.1f;
+    return static_cast<float>(i < (steps + 1) / 2 ? first + step * i : 1 - step * (steps - i));
   }
 };
 

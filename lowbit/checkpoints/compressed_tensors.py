@@ -10,6 +10,9 @@ float-quantized, mxfp8       ``weight`` float8 [n, k], ``weight_scale`` (mxfp8: 
 nvfp4-, mxfp4-pack-quantized ``weight_packed`` uint8 [n, k / 2], ``weight_scale`` (float8_e4m3fn; uint8),
                              nvfp4: ``weight_global_scale`` float32 [1], which divides
 fp4_e2m1, nf4                (not known to compressed-tensors) as nvfp4, with a floating-point ``weight_scale``
+GGUF's blocks, nf4_dq        (not known to compressed-tensors) ``weight_packed`` uint8 [n, ceil(k * bits / 8)],
+                             ``weight_scale``; with minima ``weight_min``; scales of two levels:
+                             ``weight_super_scale``, ``weight_super_min``; nf4_dq: ``weight_scale_offset`` float32 [1]
 static activations           ``input_scale`` float32 [1], ``input_zero_point`` int8 [1]
 ===========================  ==========================================================================================
 
@@ -35,13 +38,17 @@ WEIGHT_NAMES = (
     "weight_zero_point",
     "weight_global_scale",
     "weight_shape",
+    "weight_min",
+    "weight_super_scale",
+    "weight_super_min",
+    "weight_scale_offset",
 )
 
 
 def write_weight(quantized: QuantizedTensor, integer_activations: bool) -> dict[str, Tensor]:
     """The tensors of a weight, by name, in the order in which checkpoints list them."""
     fmt = quantized.format
-    codes, scales, zero_points = quantized.canonical()
+    codes, scales, zero_points, mins, super_scales, super_mins = quantized.canonical()
     if scales.dtype == torch.float8_e8m0fnu:
         scales = scales.view(torch.uint8)
     rows, columns = scales.shape
@@ -55,6 +62,11 @@ def write_weight(quantized: QuantizedTensor, integer_activations: bool) -> dict[
         if fmt.global_scale:
             inverse = torch.tensor([1.0 / quantized.global_scale], dtype=torch.float32, device=codes.device)
             tensors["weight_global_scale"] = inverse
+        beside = {"weight_min": mins, "weight_super_scale": super_scales, "weight_super_min": super_mins}
+        tensors |= {name: tensor for name, tensor in beside.items() if tensor is not None}
+        if fmt.scale_values is not None:
+            offset = torch.tensor([quantized.scale_offset], dtype=torch.float32, device=codes.device)
+            tensors["weight_scale_offset"] = offset
         return tensors
     tensors["weight_packed"] = _words(_biased(codes) if fmt.bits == 8 else codes)
     tensors["weight_scale"] = scales.reshape(shape)
@@ -79,6 +91,9 @@ def missing_names(
         needed.append("weight_zero_point")
     if fmt.global_scale:
         needed.append("weight_global_scale")
+    needed += _beside(fmt)
+    if fmt.scale_values is not None:
+        needed.append("weight_scale_offset")
     return [name for name in needed if name not in tensors]
 
 
@@ -142,6 +157,15 @@ def read_weight(
             if not 0 < value < float("inf"):
                 raise ValueError(f"{name}weight_global_scale is {value:g}: it must be positive and finite")
             global_scale = 1.0 / value
+    supers = fmt.super_shape(shape, group) or ()
+    beside = {
+        argument: reader.take(stored, None, groups if argument == "mins" else supers)
+        for stored, argument in _beside(fmt).items()
+    }
+    offset = 0.0
+    if fmt.scale_values is not None:
+        taken = reader.take("weight_scale_offset", torch.float32, (1,))
+        offset = 0.0 if taken.device.type == "meta" else float(taken)
     try:
         return QuantizedTensor(
             codes,
@@ -152,9 +176,21 @@ def read_weight(
             group=group,
             global_scale=global_scale,
             signed_scales=signed_scales,
+            scale_offset=offset,
+            **beside,
         )
     except (TypeError, ValueError) as error:
         raise type(error)(f"{name}weight: {error}") from None
+
+
+def _beside(fmt: Format) -> dict[str, str]:
+    """What the format has beside scales: names of tensors, and of QuantizedTensor's arguments."""
+    names = {"weight_min": "mins"} if fmt.minimum else {}
+    if fmt.super_groups:
+        names["weight_super_scale"] = "super_scales"
+        if fmt.minimum:
+            names["weight_super_min"] = "super_mins"
+    return names
 
 
 class _Reader:

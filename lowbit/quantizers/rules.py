@@ -75,6 +75,25 @@ RULES: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Scheme], Gr
 }
 
 
+def quantized_scales(scales: torch.Tensor, fmt: Format) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Double quantization (Dettmers et al. 2023, QLoRA, section 3): scales as the nearest of ``fmt.scale_values``.
+
+    scales float32 [rows, columns] -> uint8 of the same shape, the largest magnitude of every ``fmt.super_groups`` of
+    them, and their mean: scale = scale_values[code] * magnitude + mean.
+    """
+    assert fmt.scale_values is not None
+    flat = scales.flatten()
+    mean = flat.mean()
+    count = -(-flat.numel() // fmt.super_groups)
+    rest = torch.nn.functional.pad(flat - mean, (0, count * fmt.super_groups - flat.numel())).view(count, -1)
+    magnitude = rest.abs().amax(1)
+    quotient = (rest / magnitude[:, None]).nan_to_num(0).flatten()[: flat.numel()]
+    table = fmt.scale_values.to(scales.device)
+    left = (torch.searchsorted(table, quotient, right=True) - 1).clamp(0, len(table) - 2)
+    nearer_right = (table[left + 1] - quotient).abs() < (quotient - table[left]).abs()
+    return (left + nearer_right).to(torch.uint8).view(scales.shape), magnitude, float(mean)
+
+
 def _mse_ratios(fmt: Format) -> list[float]:
     """Factors of absmax's range, 1 first so that it wins ties. A power-of-two scale has only its neighbours."""
     if fmt.scale_dtype == "float8_e8m0fnu":

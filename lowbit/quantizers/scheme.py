@@ -63,6 +63,10 @@ class Scheme:
             raise ValueError(f"symmetric is False: {fmt.name} has no zero points ({allowed} have)")
         if self.scale_rule not in SCALE_RULES:
             raise ValueError(f"scale_rule is {self.scale_rule!r}: it must be one of {', '.join(SCALE_RULES)}")
+        if self.scale_rule != "absmax" and fmt.super_groups:
+            raise ValueError(
+                f"scale_rule is {self.scale_rule!r}: the scales of {fmt.name} have two levels, absmax is all"
+            )
         if self.scale_rule == "signed_max" and not (fmt.zero_point and self.symmetric):
             kind = fmt.name if self.symmetric else f"asymmetric {fmt.name}"
             raise ValueError(
@@ -206,4 +210,5 @@ PRESETS: dict[str, dict[str, Any]] = {
     "MXFP8A16": {"format": "mxfp8"},
     "NVFP4A16": {"format": "nvfp4"},
     "NF4": {"format": "nf4", "group_size": 64, "scale_dtype": "float32"},
+    "NF4_DQ": {"format": "nf4_dq"},
 }
