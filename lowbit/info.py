@@ -126,7 +126,8 @@ def summary() -> str:
         lines.append(f"  {isa['name']:<14}{state}")
     lines += ["", "formats:"]
     for fmt in formats.table().values():
-        block = f"blocks of {fmt.block_n} x {fmt.block_k}" if fmt.block_k else "any group"
+        block = "any group" + (" of one row" if fmt.block_n == 1 else "")
+        block = f"blocks of {fmt.block_n} x {fmt.block_k}" if fmt.block_k else block
         also = (", zero points" if fmt.zero_point else "") + (", global scale" if fmt.global_scale else "")
         lines.append(f"  {fmt.name:<10}{fmt.bits} bits, {block}, {fmt.scale_dtype or 'float'} scales{also}")
     kernels = c.kernels()

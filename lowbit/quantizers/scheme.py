@@ -165,6 +165,8 @@ def _normal_group_size(size: Any, fmt: formats.Format) -> GroupSize:
         raise ValueError(f"group_size is {size!r}: {fmt.name} has blocks of {fmt.block_n} x {fmt.block_k}")
     if size == -1:
         return "channel"
+    if size == "tensor" and fmt.block_n:
+        raise ValueError(f"group_size is 'tensor': groups of {fmt.name} have {fmt.block_n} row")
     if size in ("channel", "tensor"):
         return size  # type: ignore[no-any-return]
     if isinstance(size, str):
@@ -175,6 +177,8 @@ def _normal_group_size(size: Any, fmt: formats.Format) -> GroupSize:
     if len(numbers) != 2 or min(numbers) < 1:
         raise ValueError(f"group_size is {size!r}: it must be at least 1, or (rows, columns) each at least 1, or -1")
     rows, columns = numbers
+    if fmt.block_n and rows != fmt.block_n:
+        raise ValueError(f"group_size is {size!r}: groups of {fmt.name} have {fmt.block_n} row")
     return columns if rows == 1 else (rows, columns)
 
 
@@ -210,5 +214,5 @@ PRESETS: dict[str, dict[str, Any]] = {
     "MXFP8A16": {"format": "mxfp8"},
     "NVFP4A16": {"format": "nvfp4"},
     "NF4": {"format": "nf4", "group_size": 64, "scale_dtype": "float32"},
-    "NF4_DQ": {"format": "nf4_dq"},
+    "NF4_DQ": {"format": "nf4_dq", "group_size": 64},
 }

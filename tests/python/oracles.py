@@ -81,6 +81,7 @@ def random_tensor(
 ):
     """A QuantizedTensor with random finite codes and scales."""
     group = (fmt.block_n, fmt.block_k) if fmt.block_k else group or (1, k)
+    group = (fmt.block_n or group[0], group[1])
     finite = fmt.values.isfinite().nonzero().flatten()
     numbers = finite[torch.randint(len(finite), (n, k))].to(torch.uint8)
     if fmt.bits == 4:

@@ -49,6 +49,7 @@ class f32_decoder {
         narrow(s.high.bits),
         offset(w.format->decode == recipe::narrow_linear ? static_cast<float>(w.format->integer_offset - 128) : 0) {
     for (int i = 0; i < 16 && lut; ++i) values[i] = w.format->values[i & ((1 << s.bits) - 1)];
+    for (int d = 0; d < 16; ++d) group_of_lane[d] = static_cast<int32_t>(4 * d / s.unit);
   }
 
   // rows[r * stride ... + 64) = W[16 panel + r][chunk c]
@@ -81,7 +82,17 @@ class f32_decoder {
   const float offset;  // of integers that are not stored plus 128
   float values[16];    // of tables; those of 4 again and again, since lookups see the next code's bits, too
   int64_t ready_panel = -1, ready_group = -1;
-  float scale[4][panel_rows], zero[4][panel_rows], min[4][panel_rows];
+  float scale[4][panel_rows] = {}, zero[4][panel_rows] = {}, min[4][panel_rows] = {};
+  // Of narrow groups: four groups of a row side by side, the first entries of a table that `group_of_lane` looks up.
+  struct by_row {
+    float of[(panel_rows + 3) * 4];
+    void take(const float (&numbers)[4][panel_rows]) {
+      for (int r = 0; r < panel_rows; ++r)
+        for (int i = 0; i < 4; ++i) of[4 * r + i] = numbers[i][r];
+    }
+  };
+  by_row row_scale = {}, row_zero = {}, row_min = {};
+  int32_t group_of_lane[16];
 
   void prepare(int64_t panel, int64_t column) {
     const int64_t group = s.group_of_column(column);
@@ -94,6 +105,10 @@ class f32_decoder {
       for (int r = 0; r < panel_rows; ++r) zero[i][r] += offset;
       panel_mins(w, panel, g, min[i]);
     }
+    if (s.unit == 64) return;
+    row_scale.take(scale);
+    row_zero.take(zero);
+    row_min.take(min);
   }
 
   void one_scale(const uint8_t* line, int shift, int r, float* out) const {
@@ -108,19 +123,17 @@ class f32_decoder {
   }
 
   void many_scales(const uint8_t* line, int shift, int r, float* out) const {
-    float scales[16], zeros[16], mins[16];  // of position d, for every c
-    for (int d = 0; d < 16; ++d) {
-      scales[d] = scale[4 * d / s.unit][r];
-      zeros[d] = zero[4 * d / s.unit][r];
-      mins[d] = min[4 * d / s.unit][r];
-    }
     if (lut)
       lookup(line, shift, V::table16(values), out);
     else
       for_bytes(line, [&](auto value, int position) { V::store(out + position, value); });
-    for (int i = 0; i < chunk; i += V::lanes) {
-      const auto z = V::load(zeros + i % 16), f = V::load(scales + i % 16), a = V::load(mins + i % 16);
-      V::store(out + i, V::fma(V::sub(V::load(out + i), z), f, a));
+    for (int d = 0; d < 16; d += V::lanes) {
+      const auto group = V::load_bytes(group_of_lane + d);
+      const auto of_lanes = [&](const by_row& rows) {
+        return V::template lookup16<0>(V::table16(rows.of + 4 * r), group);
+      };
+      const auto f = of_lanes(row_scale), z = of_lanes(row_zero), a = of_lanes(row_min);
+      for (float* at = out + d; at < out + chunk; at += 16) V::store(at, V::fma(V::sub(V::load(at), z), f, a));
     }
   }
 
