@@ -34,8 +34,8 @@ def linear(
         weight: [n, k]. A ``QuantizedTensor`` is packed by its first use, and holds the packed form from then on. A
             tensor is taken for a packed weight: uint8 [packed bytes].
         bias: [n] float32, float16 or bfloat16.
-        activation: None multiplies in floating point. ``"int8"`` (int4 and int8 weights) quantizes x and sums
-            integers exactly. ``"fp8"`` (fp8 and fp4 weights, CUDA devices) quantizes x to e4m3.
+        activation: None multiplies in floating point. ``"int8"`` (integer weights) quantizes x and sums integers
+            exactly. ``"fp8"`` (fp8 and fp4 weights, CUDA devices) quantizes x to e4m3.
         symmetric: False gives every row of x a zero point as well. Only ``activation="int8"`` without ``x_scale``.
         x_scale: None: every row of x gets a scale of its own. Else the static scale of x, one number or one for
             each row ([1] or [rows]), positive: x = (q - x_zero_point) * x_scale.
@@ -84,7 +84,7 @@ def linear(
         return _linear_fp8(x, weight, packed, bias, symmetric, x_scale, x_zero_point, x_group, accum, out_dtype)
     if x_group is not None or accum != "promoted":
         raise ValueError("x_group, accum: only activation='fp8' takes this")
-    if not weight.format.zero_point:
+    if not weight.format.integer:
         raise ValueError(f"activation is 'int8': it needs an integer weight, not {weight.format.name}")
     if x_scale is None and x_zero_point is not None:
         raise ValueError("x_zero_point without x_scale: give both, or none for dynamic quantization")
