@@ -145,10 +145,7 @@ lowbit_status lowbit_format_find(const char* name, lowbit_format* format) {
 
 lowbit_status lowbit_packed_bytes(const lowbit_weight* weight, size_t* bytes) {
   if (const lowbit_status status = check_device(weight->packed_for, "packed_for")) return status;
-  if (weight->packed_for == LOWBIT_CPU) return packed_bytes(*weight, bytes);
-  if (const lowbit_status status = check_weight_description(*weight)) return status;
-  *bytes = static_cast<size_t>(fragment_offsets_of(*weight).total);
-  return LOWBIT_OK;
+  return (weight->packed_for == LOWBIT_CPU ? packed_bytes : fragments_bytes)(*weight, bytes);
 }
 
 lowbit_status lowbit_pack(const lowbit_weight* weight, void* packed, size_t bytes, const lowbit_parallel* parallel) {
