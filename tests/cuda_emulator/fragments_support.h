@@ -95,6 +95,7 @@ struct product {
   std::vector<float> x_scale;
   std::vector<int32_t> x_zero;
   std::vector<uint8_t> y;
+  bool refused = false;
 
   product(const fragment_weight& weight, int64_t rows, int dtype, random_source& random)
       : w(weight),
@@ -111,8 +112,7 @@ struct product {
       if (dtype == LOWBIT_E4M3 && (v & 0x7f) == 0x7f) v = 0x30;
     }
     bias.resize(static_cast<size_t>(w.shape.n * lowbit::dtype_bytes(bias_dtype)));
-    for (int64_t i = 0; i < w.shape.n; ++i)
-      lowbit::store_from_f32(bias.data(), i, bias_dtype, random.uniform(-4, 4));
+    for (int64_t i = 0; i < w.shape.n; ++i) lowbit::store_from_f32(bias.data(), i, bias_dtype, random.uniform(-4, 4));
   }
   size_t y_bytes() const {
     return static_cast<size_t>(((m - 1) * y_stride + w.shape.n) * lowbit::dtype_bytes(y_dtype));
@@ -124,7 +124,8 @@ struct product {
     return d;
   }
 
-  // The row itself, whatever its refusal says about m. What it may not touch is an error of the emulator.
+  // The row itself, unless it refuses more than m: that is for choosing among rows that give the same. What it may not
+  // touch is an error of the emulator.
   bool run(const lowbit::cuda::kernel_row& row, const std::string& what) {
     emulator::buffer<uint8_t> weight(w.bytes.data(), w.bytes.size()), x_device(x.data(), x.size()),
         bias_device(bias.data(), bias.size()), y_device(y_bytes());
@@ -149,6 +150,8 @@ struct product {
     p.num_x_scales = static_cast<int64_t>(x_scale.size());
     p.x_group = x_group;
     p.accumulate = accumulate;
+    if (const char* reason = row.refuses(p, device()))
+      if (!std::strstr(reason, "rows of x")) return refused = true, false;
     emulator::buffer<uint8_t> workspace(static_cast<size_t>(row.workspace(p, device())) + 1);
     p.workspace = workspace.data();
     const bool done = row.run(p, device()) == LOWBIT_OK && emulator::failure().empty();
