@@ -68,7 +68,13 @@ inline fragment_weight random_fragments(const lowbit::format_row& format, int64_
     }
     for (int64_t g = 0; g < s.groups; ++g) {
       uint8_t* const scale = &w.bytes[static_cast<size_t>(p.scales_offset)];
-      lowbit::store_from_f32(scale, s.scale_index(i, g), scale_dtype, random.uniform(0.01f, 2.0f));
+      if (scale_dtype == LOWBIT_E8M0)  // rows whose scales span little, and others
+        scale[s.scale_index(i, g)] =
+            static_cast<uint8_t>(i % 64 < 60 || i < 64 ? 122 + random.below(12) : 100 + random.below(50));
+      else if (scale_dtype == LOWBIT_E4M3)
+        scale[s.scale_index(i, g)] = static_cast<uint8_t>(1 + random.below(0x7e));
+      else
+        lowbit::store_from_f32(scale, s.scale_index(i, g), scale_dtype, random.uniform(0.01f, 2.0f));
       w.scales.push_back(lowbit::load_as_f32(scale, s.scale_index(i, g), scale_dtype));
       w.zeros.push_back(static_cast<int>(random.below(int64_t{1} << s.bits)) - (1 << (s.bits - 1)));
       if (has_zero)
@@ -111,8 +117,7 @@ struct product {
       if (dtype == LOWBIT_E4M3 && (v & 0x7f) == 0x7f) v = 0x30;
     }
     bias.resize(static_cast<size_t>(w.shape.n * lowbit::dtype_bytes(bias_dtype)));
-    for (int64_t i = 0; i < w.shape.n; ++i)
-      lowbit::store_from_f32(bias.data(), i, bias_dtype, random.uniform(-4, 4));
+    for (int64_t i = 0; i < w.shape.n; ++i) lowbit::store_from_f32(bias.data(), i, bias_dtype, random.uniform(-4, 4));
   }
   size_t y_bytes() const {
     return static_cast<size_t>(((m - 1) * y_stride + w.shape.n) * lowbit::dtype_bytes(y_dtype));
