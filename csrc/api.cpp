@@ -123,9 +123,9 @@ int32_t lowbit_num_formats(void) { return num_formats(); }
 lowbit_status lowbit_format_get(lowbit_format format, lowbit_format_info* info) {
   if (format < 0 || format >= num_formats()) return api::bad_format(format);
   const format_row& f = format_at(format);
-  *info = {f.name,         f.bits,          f.block_n,      f.block_k,     static_cast<int32_t>(f.scale),
-           f.zero_point,   f.global_scale,  f.values,       f.integer(),   f.minimum,
-           f.super_groups, f.super_dtype(), f.super_flat(), f.scale_values};
+  *info = {f.name,       f.bits,         f.block_n,       f.block_k,      static_cast<int32_t>(f.scale),
+           f.zero_point, f.global_scale, f.values,        f.integer(),    f.signed_scales(),
+           f.minimum,    f.super_groups, f.super_dtype(), f.super_flat(), f.scale_values};
   return LOWBIT_OK;
 }
 

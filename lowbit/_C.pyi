@@ -48,6 +48,10 @@ def pack(
     group_k: int,
     k: int | None = None,
     global_scale: float = 1.0,
+    mins: Array | None = None,
+    super_scales: Array | None = None,
+    super_mins: Array | None = None,
+    scale_offset: float = 0.0,
     num_threads: int = 0,
 ) -> NDArray[np.uint8]: ...
 def unpack(packed: Array, *, num_threads: int = 0) -> dict[str, Any]: ...
@@ -62,6 +66,10 @@ def dequantize(
     group_k: int,
     k: int | None = None,
     global_scale: float = 1.0,
+    mins: Array | None = None,
+    super_scales: Array | None = None,
+    super_mins: Array | None = None,
+    scale_offset: float = 0.0,
     dtype: str = "float32",
     num_threads: int = 0,
 ) -> NDArray[Any]: ...

@@ -61,6 +61,7 @@ def _fake_pack(
     k: int,
     group_n: int,
     group_k: int,
+    *beside: Any,
 ) -> Tensor:
     sizes = (n, k, group_n, group_k)
     if all(isinstance(size, int) for size in sizes):
@@ -72,7 +73,9 @@ def _fake_pack(
     return codes.new_empty((size,), dtype=torch.uint8)
 
 
-def _fake_unpack(packed: Tensor, codes: Tensor, scales: Tensor, zero_points: Tensor | None) -> None:
+def _fake_unpack(
+    packed: Tensor, codes: Tensor, scales: Tensor, zero_points: Tensor | None, *beside: Tensor | None
+) -> None:
     return None
 
 
@@ -91,6 +94,7 @@ def _fake_dequantize(
     group_n: int,
     group_k: int,
     dtype: torch.dtype,
+    *beside: Any,
 ) -> Tensor:
     return codes.new_empty((n, k), dtype=dtype)
 

@@ -12,6 +12,7 @@ struct fragment_layout {
   static constexpr int64_t block = strip_rows;
   static constexpr bool column_sums = true;
 
+  static bool holds(int bits) { return bits == 2 || bits == 4 || bits == 8; }
   static uint8_t flip(const format_row&) { return 0; }
 
   static void write(const uint8_t* row, const fragment_shape& s, int64_t n, uint8_t* codes) {

@@ -94,8 +94,10 @@ py::list formats() {
     row["global_scale"] = i.has_global_scale != 0;
     row["values"] = py::array_t<float>(py::ssize_t{1} << i.bits, i.values);
     row["integer"] = i.is_integer != 0;
+    row["signed_scales"] = i.has_signed_scales != 0;
     row["minimum"] = i.has_min != 0;
     row["super_groups"] = i.super_groups;
+    row["super_dtype"] = dtype_name(static_cast<lowbit_dtype>(i.super_dtype));
     row["super_flat"] = i.super_flat != 0;
     row["scale_values"] = i.scale_values ? py::object(py::array_t<float>(256, i.scale_values)) : py::object(py::none());
     list.append(row);
@@ -543,7 +545,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("build_info", &build_info, "How this module was built: version, compiler, sanitize, torch, torch_floor.");
   m.def("formats", &formats,
         "The number formats: name, bits, block_n, block_k, scale_dtype, zero_point, global_scale, values, integer, "
-        "minimum, super_groups, super_flat, scale_values.");
+         "signed_scales, minimum, super_groups, super_dtype, super_flat, scale_values.");
   m.def("kernels", &kernels, "Every kernel: name, isa, family, mr, nr, kr, batch_invariant, runnable, device.");
   m.def("explain", &explain, arg("family"), arg("format"), arg("m"), arg("n"), arg("k"), arg("group_k"), arg("x_dtype"),
         arg("device") = "cpu", arg("arch") = 0, arg("group_n") = 1, arg("x_group") = 0, arg("accum") = "promoted",

@@ -60,9 +60,11 @@ inline fragment_weight random_fragments(const lowbit::format_row& format, int64_
   p.column_sums_offset = p.scales_offset + s.num_scales() * (size + has_zero);
   const int64_t total = p.column_sums_offset + s.num_scales() * 4;
   w.bytes.resize(static_cast<size_t>(total));
+  const float global_scale = 1;
+  std::memcpy(&w.bytes[offsetof(lowbit::packed_header, global_scale)], &global_scale, sizeof global_scale);
   for (int64_t i = 0; i < n; ++i) {
     for (int64_t j = 0; j < k; ++j) {
-      if (format.fp16_shift && (w.code(i, j) & 0x7f) == 0x7f) w.codes[static_cast<size_t>(i * k + j)] = 0x7e;
+      if (!std::isfinite(format.values[w.code(i, j)])) w.codes[static_cast<size_t>(i * k + j)] = 0x30;
       const int64_t bit = s.code_bit(i, s.column(j));
       w.bytes[static_cast<size_t>(p.codes_offset + bit / 8)] |= static_cast<uint8_t>(w.code(i, j) << bit % 8);
     }

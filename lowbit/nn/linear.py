@@ -381,14 +381,22 @@ def _meta_quantized(scheme: Scheme, weight: Tensor) -> QuantizedTensor:
     n, k = weight.shape
     fmt = formats.get(scheme.format)
     group = scheme.group(n, k)
-    groups = formats.num_groups((n, k), group)
+    groups, supers = formats.num_groups((n, k), group), fmt.super_shape((n, k), group)
+    scale_dtype, super_dtype = scheme.scales(weight.dtype), formats.dtype_of(fmt.super_dtype)
+
+    def empty(shape: tuple[int, ...] | None, dtype: torch.dtype) -> Tensor | None:
+        return None if shape is None else torch.empty(shape, dtype=dtype, device="meta")
+
     return QuantizedTensor(
         torch.empty(n, fmt.row_bytes(k), dtype=fmt.storage, device="meta"),
-        torch.empty(groups, dtype=scheme.scales(weight.dtype), device="meta"),
-        None if scheme.symmetric else torch.empty(groups, dtype=torch.int8, device="meta"),
+        torch.empty(groups, dtype=scale_dtype, device="meta"),
+        empty(None if scheme.symmetric else groups, torch.int8),
         format=fmt.name,
         shape=(n, k),
         group=group,
+        mins=empty(groups if fmt.minimum else None, scale_dtype),
+        super_scales=empty(supers, super_dtype),
+        super_mins=empty(supers if fmt.minimum else None, super_dtype),
     )
 
 
