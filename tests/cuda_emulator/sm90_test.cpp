@@ -218,6 +218,7 @@ TEST(sm90_weight_only) {
     for (const int x_dtype : {LOWBIT_BF16, LOWBIT_F16})
       for (const char* format : {"int4", "int8", "fp8_e4m3", "fp8_e5m2", "fp4_e2m1", "nf4", "int2"}) {
         if (says(row, "256x128") && std::strcmp(format, "int2") == 0) continue;
+        if (x_dtype == LOWBIT_F16 && std::strcmp(format, "fp8_e5m2") == 0) continue;  // twice 57344 is no fp16
         check_weight_only(row, format, seed % 2 ? 3 : row.mr + 1, row.nr + 35, 200, 200, LOWBIT_F32, x_dtype, seed % 3);
         check_weight_only(row, format, 5, 40, 384, std::initializer_list<int64_t>{16, 32, 48, 128}.begin()[seed % 4],
                           LOWBIT_F16, x_dtype, seed % 3);

@@ -103,8 +103,8 @@ LOWBIT_DEVICE void consume_rebased(const group_arguments& a, uint32_t staging, r
   LOWBIT_UNROLL
   for (int h = 0; h < 2; ++h) load.base[h] = global_load<int32_t>(bases + at.row_in_strip(h));
   float sums[T::columns / 2];
-  multiply_all<T>(sums, r, a.common.in.steps, [&](uint32_t (&fragments)[4][4], uint32_t strip, int) {
-    load(fragments, strip, ring<T>::scales(strip), at);
+  multiply_all<T>(sums, r, a.common.in.steps, [&](uint32_t (&fragments)[4][4], uint32_t strip, int step) {
+    load(fragments, strip, ring<T>::scales(strip), stage_groups<T>(a.common.in.axis, step).count, at);
   });
   float base[2];  // 2^(e - 127), in two factors: e may lie outside fp32's exponents
   LOWBIT_UNROLL
