@@ -97,6 +97,12 @@ class Format:
         return torch.uint8
 
     @cached_property
+    def fits_e4m3(self) -> bool:
+        """Every finite value is one of e4m3's, and the format is no integer one: ``"fp8"`` activations multiply it."""
+        finite = self.values[self.values.isfinite()]
+        return not self.integer and torch.equal(finite.to(torch.float8_e4m3fn).float(), finite)
+
+    @cached_property
     def first_bad_code(self) -> int | None:
         """8-bit codes whose low bits are at least this are NaN or infinite, the others finite; None: all are finite."""
         bad = ~self.values.isfinite()

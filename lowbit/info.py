@@ -152,7 +152,7 @@ def summary() -> str:
     c = core()
     lines = ["lowbit " + c.version()]
     lines += [f"  {name:<11}{value}" for name, value in versions().items() if name != "lowbit"]
-    build = {name: value for name, value in c.build_info().items() if value is not None and name != "version"}
+    build = {name: value for name, value in c.build_info().items() if value and name != "version"}
     lines.append("  built with " + ", ".join(f"{name} {value}" for name, value in build.items()))
     lines += ["", f"CPU: {' '.join(c.cpu_features())}", "CPU levels, worst first:"]
     for isa in c.cpu_isas():

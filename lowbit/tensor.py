@@ -49,6 +49,13 @@ class Canonical(NamedTuple):
         float8 = self.map(lambda t: t.view(torch.uint8) if t.is_floating_point() and t.element_size() == 1 else t)
         return float8._replace(codes=_bytes(self.codes))
 
+_HEADER_BYTES = 256  # of a packed weight, which describe it
+
+
+def layout_on(device: torch.device) -> str:
+    """``"cpu"`` or ``"cuda"``: the packed form that the ops of a device take (a build for tests emulates CUDA)."""
+    return "cuda" if device.type == "cuda" or core().build_info()["emulated"] else "cpu"
+
 
 class QuantizedTensor:
     """A weight in low precision: W[i][j] = ((value(code) - zero_point) * scale + min) * global_scale.
@@ -187,25 +194,33 @@ class QuantizedTensor:
         return self
 
     @classmethod
-    def from_packed(cls, packed: Tensor, global_scale: float | None = None) -> QuantizedTensor:
-        """From the packed form, which is held, not copied.
+    def from_packed(
+        cls, packed: Tensor, global_scale: float | None = None, description: str | None = None
+    ) -> QuantizedTensor:
+        """From the packed form, which is held, not copied; one for another kind of device is repacked.
 
         Args:
-            packed: uint8 [packed bytes] on the CPU, as ``pack()`` returns it.
+            packed: uint8 [packed bytes] on the CPU or a CUDA device, as ``pack()`` returns it.
             global_scale: the global scale in double precision, where the caller knows it: the header has it in fp32.
+            description: what the weight is, if the caller knows: nothing is read from the device then.
 
         Raises:
             TypeError: not a uint8 tensor.
-            ValueError: not one-dimensional and contiguous on the CPU; a header that is no packed weight's, or
-                corrupt, or of another length than the tensor.
+            ValueError: not one-dimensional and contiguous on the CPU or a CUDA device; a header that is no packed
+                weight's, or corrupt, or of another length than the tensor.
         """
         _check_tensor("packed weight", packed, torch.uint8)
-        if packed.dim() != 1 or not packed.is_contiguous() or packed.device.type != "cpu":
+        if packed.dim() != 1 or not packed.is_contiguous() or packed.device.type not in ("cpu", "cuda"):
             raise ValueError(
                 f"packed weight is {describe_shape(tuple(packed.shape))} with strides {packed.stride()} on "
-                f"{packed.device}: it must be one-dimensional and contiguous on the CPU"
+                f"{packed.device}: it must be one-dimensional and contiguous on the CPU or a CUDA device"
             )
-        header = core().describe(packed.detach().numpy())
+        if packed.device.type == "cpu":
+            header = core().describe(packed.detach().numpy())
+        elif description is not None and global_scale is not None and not _has_offset(description):
+            header = {**core().weight_from_text(description), "packed_for": "cuda"}
+        else:
+            header = core().describe(packed.detach()[:_HEADER_BYTES].cpu().numpy(), packed.numel())
         self = cls.__new__(cls)
         self._set(
             formats.get(header["format"]),
@@ -218,7 +233,11 @@ class QuantizedTensor:
         )
         self._canonical = None
         self._packed = packed.detach()
-        return self
+        if header["packed_for"] == layout_on(packed.device):
+            return self
+        self._packed = self._packed.cpu()  # the host's functions read both
+        self._canonical, self._packed = self.canonical(), None
+        return self.to(packed.device)
 
     @staticmethod
     def packed_bytes(
@@ -236,6 +255,16 @@ class QuantizedTensor:
     def device(self) -> torch.device:
         canonical, packed = self._canonical, self._packed
         return canonical[0].device if canonical is not None else packed.device  # type: ignore[union-attr]
+
+    @property
+    def description(self) -> str | None:
+        """What the packed weight is, for the ops; None on the CPU, where they read it in its header."""
+        if self.device.type == "cpu":
+            return None
+        text: str = core().weight_to_text(
+            self.format.name, *self.shape, *self.group, dtype_name(self.scale_dtype), self.has_zero_points
+        )
+        return text
 
     @property
     def is_packed(self) -> bool:
@@ -278,7 +307,7 @@ class QuantizedTensor:
             empty(supers, super_dtype),
             empty(supers if fmt.minimum else None, super_dtype),
         )
-        ops.unpack(packed, *canonical.for_ops())
+        ops.unpack(packed, *canonical.for_ops(), self.description)
         return canonical
 
     def pack(self) -> Tensor:
@@ -303,7 +332,7 @@ class QuantizedTensor:
         canonical, packed = self._canonical, self._packed
         if packed is None:
             return self._dequantize_part(canonical, 0, self.shape[0], dtype)
-        result: Tensor = ops.dequantize_packed(packed, *self.shape, dtype)
+        result: Tensor = ops.dequantize_packed(packed, *self.shape, dtype, self.description)
         return result
 
     def dequantize_rows(self, begin: int, end: int) -> Tensor:
@@ -376,9 +405,15 @@ class QuantizedTensor:
         return 8 * self.nbytes / (self.shape[0] * self.shape[1])
 
     def __getstate__(self) -> dict[str, Any]:
-        """The format by its name, 8-bit floats as bytes: pickle knows no storage of theirs."""
-        canonical = self._canonical and tuple(self._canonical.for_ops())
-        return {**vars(self), "format": self.format.name, "_canonical": canonical}
+        """The format by its name, 8-bit floats as bytes: pickle knows no storage of theirs.
+
+        What is packed for a CUDA device goes in canonical form: it may be loaded onto a CPU.
+        """
+        canonical, packed = self._canonical, self._packed
+        if packed is not None and packed.device.type == "cuda":
+            canonical, packed = self.canonical(), None
+        kept = canonical and tuple(canonical.for_ops())
+        return {**vars(self), "format": self.format.name, "_canonical": kept, "_packed": packed}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, format=formats.get(state["format"]))
@@ -408,6 +443,11 @@ class QuantizedTensor:
             self.global_scale,
             self.scale_offset,
         )
+
+
+def _has_offset(description: str) -> bool:
+    """The header holds a number of the weight that its description does not."""
+    return formats.get(description.split()[0]).super_flat
 
 
 def _bytes(tensor: Tensor) -> Tensor:

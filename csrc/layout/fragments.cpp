@@ -76,6 +76,10 @@ fragment_offsets fragment_offsets_of(const lowbit_weight& w) {
           if_any(plan.column_sums, r.column_sums), static_cast<int64_t>(r.total)};
 }
 
+lowbit_status fragments_bytes(const lowbit_weight& w, size_t* bytes) {
+  return packed_bytes_as<fragment_layout>(w, bytes);
+}
+
 lowbit_status pack_fragments(const lowbit_weight& w, void* packed, size_t bytes, const lowbit_parallel* parallel) {
   return pack_as<fragment_layout>(w, packed, bytes, parallel);
 }

@@ -245,6 +245,17 @@ typedef enum lowbit_activation_format {
   LOWBIT_ACTIVATION_NVFP4 = 6,            // E2M1; E4M3 scale of 16 columns: global_scale * max|v| / 6
 } lowbit_activation_format;
 
+typedef struct lowbit_activation_format_info {
+  const char* name;  // "int8", "int8_asymmetric", "fp8_e4m3", "fp8_e4m3_block", "mxfp8", "mxfp4", "nvfp4"
+  int32_t bits;
+  int32_t block;  // columns that share a scale; 0: all of a row
+  lowbit_dtype scale_dtype;
+} lowbit_activation_format_info;
+
+LOWBIT_API int32_t lowbit_num_activation_formats(void);
+LOWBIT_API lowbit_status lowbit_activation_format_get(lowbit_activation_format format,
+                                                      lowbit_activation_format_info* info);
+
 typedef enum lowbit_activation_source {
   LOWBIT_PLAIN = 0,     // v = x
   LOWBIT_RMS_NORM = 1,  // v = s / sqrt(mean(s^2) + epsilon) * weight, s = x, or x + other rounded to x's dtype

@@ -121,8 +121,8 @@ def _check_weight(weight: Any) -> None:
         raise TypeError(f"weight is {formats.dtype_name(weight.dtype)}: it must be float32, float16 or bfloat16")
     if weight.dim() != 2 or 0 in weight.shape:
         raise ValueError(f"weight is {formats.describe_shape(tuple(weight.shape))}: it must be n x k, each at least 1")
-    if weight.device.type != "cpu":
-        raise ValueError(f"weight is on {weight.device}: quantizing runs on the CPU, pass weight.cpu()")
+    if weight.device.type not in ("cpu", "cuda"):
+        raise ValueError(f"weight is on {weight.device}: quantizing runs on the CPU and on CUDA devices")
 
 
 def _describe_not_finite(weight: torch.Tensor) -> str:

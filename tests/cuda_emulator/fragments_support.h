@@ -103,6 +103,7 @@ struct product {
   std::vector<float> x_scale;
   std::vector<int32_t> x_zero;
   std::vector<uint8_t> y;
+  bool refused = false;
 
   product(const fragment_weight& weight, int64_t rows, int dtype, random_source& random)
       : w(weight),
@@ -131,7 +132,8 @@ struct product {
     return d;
   }
 
-  // The row itself, whatever its refusal says about m. What it may not touch is an error of the emulator.
+  // The row itself, unless it refuses more than m: that is for choosing among rows that give the same. What it may not
+  // touch is an error of the emulator.
   bool run(const lowbit::cuda::kernel_row& row, const std::string& what) {
     emulator::buffer<uint8_t> weight(w.bytes.data(), w.bytes.size()), x_device(x.data(), x.size()),
         bias_device(bias.data(), bias.size()), y_device(y_bytes());
@@ -156,6 +158,8 @@ struct product {
     p.num_x_scales = static_cast<int64_t>(x_scale.size());
     p.x_group = x_group;
     p.accumulate = accumulate;
+    if (const char* reason = row.refuses(p, device()))
+      if (!std::strstr(reason, "rows of x")) return refused = true, false;
     emulator::buffer<uint8_t> workspace(static_cast<size_t>(row.workspace(p, device())) + 1);
     p.workspace = workspace.data();
     const bool done = row.run(p, device()) == LOWBIT_OK && emulator::failure().empty();

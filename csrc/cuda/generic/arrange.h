@@ -19,7 +19,7 @@ struct arrange_arguments {
 };
 
 namespace arranging {
-inline constexpr int warps = 8, pitch = 80;  // bytes: rows lie in different banks
+inline constexpr int warps = 8;
 }
 
 template <int = 0>  // one copy, however many files launch it
@@ -43,21 +43,21 @@ LOWBIT_KERNEL(arranging::warps * 32, 1) void arrange_kernel(const arrange_argume
     }
     v = {words[0], words[1], words[2], words[3]};
   }
-  const uint32_t rows = shared_base() + warp_index() * activation_tile_rows * arranging::pitch,
-                 own = rows + g * arranging::pitch;
-  shared_store<u32x4>(own + 16 * t, v);
+  // Rows of 64 bytes; their 16-byte pieces are exchanged so that equal ones of all rows lie in different banks.
+  const uint32_t own = shared_base() + (warp_index() * activation_tile_rows + g) * activation_tile_columns;
+  const auto place = [&](int byte) { return own + (byte / 16 ^ g / 2) * 16 + byte % 16; };
+  shared_store<u32x4>(place(16 * t), v);
   sync_warp();
 
   uint32_t words[4];
   LOWBIT_UNROLL
   for (int i = 0; i < 4; ++i) {  // register i % 2 of 32 columns
-    const uint32_t columns = own + i / 2 * 32;
     if (a.bits == 8) {
-      words[i] = shared_load<uint32_t>(columns + i % 2 * 16 + 4 * t);
+      words[i] = shared_load<uint32_t>(place(i * 16 + 4 * t));
     } else {
-      const uint32_t first = columns + (a.bits == 4 ? i % 2 * 16 : i % 2 * 8) + 2 * t;
-      words[i] =
-          permute_bytes(shared_load<uint16_t>(first), shared_load<uint16_t>(first + (a.bits == 4 ? 8 : 16)), 0x5140);
+      const int first = (a.bits == 4 ? i * 16 : i / 2 * 32 + i % 2 * 8) + 2 * t;
+      words[i] = permute_bytes(shared_load<uint16_t>(place(first)),
+                               shared_load<uint16_t>(place(first + (a.bits == 4 ? 8 : 16))), 0x5140);
     }
   }
   global_store<u32x4>(a.to + tile * activation_tile_bytes + lane * 16, u32x4{words[0], words[1], words[2], words[3]});
@@ -81,7 +81,7 @@ inline lowbit_status arrange(const fragment_shape& shape, const void* x, int64_t
   launch_shape launched{};
   launched.grid_x = static_cast<int>(ceil_div(ceil_div(m, activation_tile_rows) * a.tiles, arranging::warps));
   launched.threads = arranging::warps * 32;
-  launched.shared_bytes = arranging::warps * activation_tile_rows * arranging::pitch;
+  launched.shared_bytes = arranging::warps * activation_tile_bytes;
   launched.stream = stream;
   return launch<arrange_kernel<>>(launched, a);
 }

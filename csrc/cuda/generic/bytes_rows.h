@@ -64,14 +64,16 @@ const char* skinny_refusal(const gemm_problem& p, const device_info& device, int
   return nullptr;
 }
 
-template <class F, int NT, bool chained>
+template <class F, int NT, segments S>
 const char* tiled_refusal(const gemm_problem& p, const device_info& device, int64_t cut) {
   using T = bytes_tile<F, NT>;
   if (const char* reason = bytes_refusal(p)) return reason;
   if (T::shared_bytes > device.shared_bytes) return "the device has too little shared memory";
-  if (!chained && (p.w.shape.groups > 1 || p.w.shape.span > cut)) return "K has more than one segment to scale and add";
+  const fragment_shape& s = p.w.shape;
+  if (S == segments::one && (s.groups > 1 || s.span > cut)) return "K has more than one segment to scale and add";
+  if (S != segments::any && s.span % step_columns) return "groups are not whole steps of 128 columns";
   // Twice the rows of x halve the reads of W, where that leaves no SM idle.
-  if (!chained && ceil_div(p.w.shape.n, T::w_rows) * ceil_div(p.m, T::x_rows) < device.sms)
+  if (NT == 4 && ceil_div(s.n, T::w_rows) * ceil_div(p.m, T::x_rows) < device.sms)
     return "tiles of 128 rows of x leave the device idle";
   return nullptr;
 }

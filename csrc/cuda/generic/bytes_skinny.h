@@ -98,7 +98,7 @@ void bytes_skinny_kernel(const byte_arguments a) {
       sum(&c)[4] = sums[i / (NT * 2)][i / 2 % NT];
       const int h = i % 2 * 2, row = i / (NT * 2) * 16 + i % 2 * 8 + lane / 4;
       shared_store<u32x2>(slot + ((i / 2 % NT * 32 + row) * 8 + lane % 4 * 2) * 4,
-                   u32x2{std::bit_cast<uint32_t>(c[h]), std::bit_cast<uint32_t>(c[h + 1])});
+                          u32x2{std::bit_cast<uint32_t>(c[h]), std::bit_cast<uint32_t>(c[h + 1])});
       c[h] = c[h + 1] = 0;
     }
     shared_store<float>(slot + T::w_scale + lane * 4, scales.w);
@@ -109,7 +109,7 @@ void bytes_skinny_kernel(const byte_arguments a) {
       for (int j = 0; j < NT; ++j) {
         if (a.w_zero && lane < 4)
           shared_store<u32x2>(slot + T::q_sums + (j * 8 + lane * 2) * 4,
-                       u32x2{static_cast<uint32_t>(q_sums[j][0]), static_cast<uint32_t>(q_sums[j][1])});
+                              u32x2{static_cast<uint32_t>(q_sums[j][0]), static_cast<uint32_t>(q_sums[j][1])});
         LOWBIT_UNROLL
         for (int i = 0; i < 4; ++i) q_sums[j][i] = 0;
       }
@@ -136,35 +136,37 @@ void bytes_skinny_kernel(const byte_arguments a) {
       }
       return;
     }
-    // Segments end inside the step, at multiples of 16: two halves of a k32 where it must be.
-    LOWBIT_UNROLL_N(1)
-    for (int k32 = 0; k32 < 4; ++k32) {
-      const int column = step * step_columns + k32 * 32;
-      const bool split = at.end == column + 16;
-      LOWBIT_UNROLL
-      for (int i = 0; i < MT; ++i) w_now[i].operands_at(k32, w[i]);
+    if constexpr (F::zeros) {
+      // Segments end inside the step, at multiples of 16: two halves of a k32 where it must be.
       LOWBIT_UNROLL_N(1)
-      for (int half = 0; half <= (split ? 1 : 0); ++half) {
+      for (int k32 = 0; k32 < 4; ++k32) {
+        const int column = step * step_columns + k32 * 32;
+        const bool split = at.end == column + 16;
         LOWBIT_UNROLL
-        for (int j = 0; j < NT; ++j) {
-          const u32x4 v = k32 / 2 ? x_now[j][1] : x_now[j][0];
-          const uint32_t whole[2] = {k32 % 2 ? v.z : v.x, k32 % 2 ? v.w : v.y};
-          half_of<F::bits>(x[j], whole, half);
-          if (!split) {
-            x[j][0] = whole[0];
-            x[j][1] = whole[1];
+        for (int i = 0; i < MT; ++i) w_now[i].operands_at(k32, w[i]);
+        LOWBIT_UNROLL_N(1)
+        for (int half = 0; half <= (split ? 1 : 0); ++half) {
+          LOWBIT_UNROLL
+          for (int j = 0; j < NT; ++j) {
+            const u32x4 v = k32 / 2 ? x_now[j][1] : x_now[j][0];
+            const uint32_t whole[2] = {k32 % 2 ? v.z : v.x, k32 % 2 ? v.w : v.y};
+            half_of<F::bits>(x[j], whole, half);
+            if (!split) {
+              x[j][0] = whole[0];
+              x[j][1] = whole[1];
+            }
+          }
+          multiply(w, x);
+          const int done = split && half == 0 ? column + 16 : column + 32;
+          if (at.end == done && done < unit_end) {
+            leave(piece++);
+            at.advance(a);
+            prepare(at);
           }
         }
-        multiply(w, x);
-        const int done = split && half == 0 ? column + 16 : column + 32;
-        if (at.end == done && done < unit_end) {
-          leave(piece++);
-          at.advance(a);
-          prepare(at);
-        }
       }
+      if (following < a.steps) load_step(following);
     }
-    if (following < a.steps) load_step(following);
   };
 
   // The chain of this thread's outputs: row thread / 8 of W, rows thread % 8 + 8 j of x.

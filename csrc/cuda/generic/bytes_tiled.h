@@ -93,8 +93,10 @@ LOWBIT_DEVICE void block_of(int index, int w_blocks, int x_blocks, int& w_block,
   x_block = band + inside % height;
 }
 
-// `chained`: there is more than one segment. Registers hold 64 x 32 sums of a warp, or 64 x 16 twice.
-template <class F, int NT, bool chained>
+// What a kernel knows of the segments: registers hold 64 x 32 sums of a warp and their chain only where it is simple.
+enum class segments { one, whole_steps, any };
+
+template <class F, int NT, segments S>
 LOWBIT_KERNEL((bytes_tile<F, NT>::threads), 1)
 void bytes_tiled_kernel(const byte_arguments a) {
   using T = bytes_tile<F, NT>;
@@ -138,7 +140,7 @@ void bytes_tiled_kernel(const byte_arguments a) {
   chain.clear();
   segment_walk at = segment_walk::at(a, 0);
   const auto end_segment = [&] {
-    if (!chained) chain.prepare(a, at, n, m);
+    if (S == segments::one) chain.prepare(a, at, n, m);
     chain.add(a, at, n, m, sums, q_sums);
     LOWBIT_UNROLL
     for (int i = 0; i < MT * NT * 4; ++i) sums[i / (NT * 4)][i / 4 % NT][i % 4] = 0;
@@ -162,7 +164,7 @@ void bytes_tiled_kernel(const byte_arguments a) {
     if (i < a.steps) bring(i);
     async_commit();
   }
-  if (chained) chain.prepare(a, at, n, m);
+  if (S != segments::one) chain.prepare(a, at, n, m);
 
   for (int step = 0; step < a.steps; ++step) {
     async_wait<T::stages - 2>();
@@ -173,13 +175,15 @@ void bytes_tiled_kernel(const byte_arguments a) {
     const uint32_t w_stage = stage + warp_w * T::strip_step + lane * 16;
     const uint32_t x_stage = stage + T::w_bytes + warp_x * NT * T::x_step + lane * 16;
 
-    if (!chained || a.whole_steps) {
+    if (S != segments::any || a.whole_steps) {
       weight_words<F::bits> w[MT];
       if constexpr (F::bits < 8) LOWBIT_UNROLL
       for (int i = 0; i < MT; ++i) LOWBIT_UNROLL
       for (int load = 0; load < step_loads<F::bits>; ++load)
         w[i].set(load, shared_load<u32x4>(w_stage + (load * 4 + i) * 512));
-      LOWBIT_UNROLL
+      [[maybe_unused]] constexpr int at_once =
+          F::bits == 8 && F::zeros && S == segments::whole_steps && NT == 4 ? 1 : 2;  // or it spills
+      LOWBIT_UNROLL_N(at_once)
       for (int k64 = 0; k64 < 2; ++k64) {
         u32x4 x64[NT];
         LOWBIT_UNROLL
@@ -209,12 +213,12 @@ void bytes_tiled_kernel(const byte_arguments a) {
           if (F::zeros && a.w_zero) multiply_ones(x);
         }
       }
-      if (chained && at.end == (step + 1) * step_columns) end_segment();
+      if (S != segments::one && at.end == (step + 1) * step_columns) end_segment();
       continue;
     }
 
     // Segments end inside the step, at multiples of 16.
-    if constexpr (chained) LOWBIT_UNROLL_N(1)
+    if constexpr (S == segments::any) LOWBIT_UNROLL_N(1)
     for (int k32 = 0; k32 < 4; ++k32) {
       const int column = step * step_columns + k32 * 32;
       const bool split = at.end == column + 16;
@@ -247,7 +251,7 @@ void bytes_tiled_kernel(const byte_arguments a) {
     }
   }
 
-  if (!chained) end_segment();
+  if (S == segments::one) end_segment();
   async_wait<0>();
   sync_threads();  // the stages become staging
   LOWBIT_UNROLL
@@ -259,7 +263,7 @@ void bytes_tiled_kernel(const byte_arguments a) {
   }
 }
 
-template <class F, int NT, bool chained>
+template <class F, int NT, segments S>
 lowbit_status run_tiled(const byte_arguments& a, void* stream) {
   using T = bytes_tile<F, NT>;
   launch_shape shape{};
@@ -267,7 +271,7 @@ lowbit_status run_tiled(const byte_arguments& a, void* stream) {
   shape.threads = T::threads;
   shape.shared_bytes = T::shared_bytes;
   shape.stream = stream;
-  return launch<bytes_tiled_kernel<F, NT, chained>>(shape, a);
+  return launch<bytes_tiled_kernel<F, NT, S>>(shape, a);
 }
 
 }  // namespace lowbit::cuda

@@ -62,7 +62,7 @@ constexpr kernel_row skinny(const char* name) {
           }};
 }
 
-template <int NT, bool chained>
+template <int NT, segments S>
 constexpr kernel_row tiled(const char* name) {
   using T = bytes_tile<integer_products<8>, NT>;
   return {name,
@@ -77,12 +77,12 @@ constexpr kernel_row tiled(const char* name) {
           true,
           [](const gemm_problem& p, const device_info& device) {
             const char* reason = integer_refusal(p);
-            return reason ? reason : tiled_refusal<integer_products<8>, NT, chained>(p, device, integer_segment);
+            return reason ? reason : tiled_refusal<integer_products<8>, NT, S>(p, device, integer_segment);
           },
           bytes_workspace,
           [](const gemm_problem& p, const device_info&) {
             return run(p, [&](auto products, const byte_arguments& a) {
-              return run_tiled<decltype(products), NT, chained>(a, p.stream);
+              return run_tiled<decltype(products), NT, S>(a, p.stream);
             });
           }};
 }
@@ -90,9 +90,12 @@ constexpr kernel_row tiled(const char* name) {
 }  // namespace
 
 extern const kernel_row integer_rows[] = {
-    skinny<1>("integer_s8_sm80_8x32"),        skinny<2>("integer_s8_sm80_16x32"),
-    skinny<4>("integer_s8_sm80_32x32"),       tiled<4, false>("integer_s8_sm80_128x128"),
-    tiled<2, true>("integer_s8_sm80_64x128"),
+    skinny<1>("integer_s8_sm80_8x32"),
+    skinny<2>("integer_s8_sm80_16x32"),
+    skinny<4>("integer_s8_sm80_32x32"),
+    tiled<4, segments::one>("integer_s8_sm80_128x128"),
+    tiled<4, segments::whole_steps>("integer_s8_sm80_grouped_128x128"),
+    tiled<2, segments::any>("integer_s8_sm80_64x128"),
 };
 extern const int num_integer_rows = sizeof integer_rows / sizeof integer_rows[0];
 

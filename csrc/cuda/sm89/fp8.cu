@@ -48,7 +48,7 @@ constexpr kernel_row skinny(const char* name) {
           }};
 }
 
-template <int NT, bool chained>
+template <int NT, segments S>
 constexpr kernel_row tiled(const char* name) {
   using T = bytes_tile<fp8_products, NT>;
   return {name,
@@ -63,21 +63,24 @@ constexpr kernel_row tiled(const char* name) {
           true,
           [](const gemm_problem& p, const device_info& device) {
             const char* reason = fp8_refusal(p);
-            return reason ? reason : tiled_refusal<fp8_products, NT, chained>(p, device, segment(p));
+            return reason ? reason : tiled_refusal<fp8_products, NT, S>(p, device, segment(p));
           },
           bytes_workspace,
           [](const gemm_problem& p, const device_info&) {
             byte_arguments a;
             const lowbit_status status = prepare(p, &a);
-            return status ? status : run_tiled<fp8_products, NT, chained>(a, p.stream);
+            return status ? status : run_tiled<fp8_products, NT, S>(a, p.stream);
           }};
 }
 
 }  // namespace
 
 extern const kernel_row fp8_rows[] = {
-    skinny<1>("fp8_e4m3_sm89_8x32"),          skinny<2>("fp8_e4m3_sm89_16x32"),       skinny<4>("fp8_e4m3_sm89_32x32"),
-    tiled<4, false>("fp8_e4m3_sm89_128x128"), tiled<2, true>("fp8_e4m3_sm89_64x128"),
+    skinny<1>("fp8_e4m3_sm89_8x32"),
+    skinny<2>("fp8_e4m3_sm89_16x32"),
+    skinny<4>("fp8_e4m3_sm89_32x32"),
+    tiled<4, segments::whole_steps>("fp8_e4m3_sm89_128x128"),
+    tiled<2, segments::whole_steps>("fp8_e4m3_sm89_64x128"),
 };
 extern const int num_fp8_rows = sizeof fp8_rows / sizeof fp8_rows[0];
 
