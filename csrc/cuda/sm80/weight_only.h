@@ -29,18 +29,18 @@ struct weight_only_config {
 
 // ---- scales --------------------------------------------------------------------------------------------------
 
-LOWBIT_DEVICE float shared_number(uint32_t address, int i, int dtype) {
+LOWBIT_DEVICE float shared_number(uint32_t address, int dtype) {
   switch (dtype) {
     case LOWBIT_F32:
-      return shared_load<float>(address + i * 4);
+      return shared_load<float>(address);
     case LOWBIT_F16:
-      return to_float<f16_t>(shared_load<uint16_t>(address + i * 2));
+      return to_float<f16_t>(shared_load<uint16_t>(address));
     case LOWBIT_BF16:
-      return to_float<bf16_t>(shared_load<uint16_t>(address + i * 2));
+      return to_float<bf16_t>(shared_load<uint16_t>(address));
     case LOWBIT_E8M0:
-      return e8m0_number(shared_load<uint8_t>(address + i));
+      return e8m0_number(shared_load<uint8_t>(address));
     default:
-      return e4m3_number(shared_load<uint8_t>(address + i));
+      return e4m3_number(shared_load<uint8_t>(address));
   }
 }
 
@@ -63,16 +63,16 @@ struct step_scales {
       const int slot = t + 4 * s < groups.count ? t + 4 * s : groups.count - 1;
       LOWBIT_UNROLL
       for (int i = 0; i < C::tiles_n; ++i) {
-        const int row = first_row + 16 * i + g;
-        const int at = (row / 64 * plan.slots + slot) * 64 + row % 64;
-        const uint32_t scales = stage + plan.scales_at;
-        scale[i][s] = pack2<T>(shared_number(scales, at, plan.scale_dtype) * plan.scale_factor,
-                               shared_number(scales, at + 8, plan.scale_dtype) * plan.scale_factor);
+        const int row = first_row + 16 * i + g, group = row / 64 * plan.slots + slot;
+        const uint32_t at = stage + plan.scales_at + group * plan.scale_pitch + row % 64 * plan.scale_bytes;
+        scale[i][s] = pack2<T>(shared_number(at, plan.scale_dtype) * plan.scale_factor,
+                               shared_number(at + 8 * plan.scale_bytes, plan.scale_dtype) * plan.scale_factor);
         if constexpr (C::codes::offset) {
           float zero[2] = {0, 0};
           if (plan.zero_points) {
-            zero[0] = static_cast<float>(shared_load<int8_t>(stage + plan.zeros_at + at));
-            zero[1] = static_cast<float>(shared_load<int8_t>(stage + plan.zeros_at + at + 8));
+            const uint32_t zeros = stage + plan.zeros_at + group * slot_pitch(1) + row % 64;
+            zero[0] = static_cast<float>(shared_load<int8_t>(zeros));
+            zero[1] = static_cast<float>(shared_load<int8_t>(zeros + 8));
           }
           offset[i][s] = pack2<T>(-plan.bias - zero[0], -plan.bias - zero[1]);
         }
@@ -166,20 +166,32 @@ LOWBIT_DEVICE void multiply_step(float (&sums)[C::tiles_n][C::tiles_m][4], row_s
       }
       uint32_t b[C::tiles_m][4];
       load_x<C>(b, stage, warp_m * 8 * C::tiles_m, first / 32 + k32);
+      row_scales later[C::tiles_n];
+      if constexpr (C::codes::bits == 8) {
+        if (a.plan.grouped) scales.advance(current, first / 16 + 2 * k32);
+        LOWBIT_UNROLL
+        for (int r = 0; r < C::tiles_n; ++r) later[r] = current[r];
+        if (a.plan.grouped) scales.advance(later, first / 16 + 2 * k32 + 1);
+      }
       LOWBIT_UNROLL
       for (int h = 0; h < 2; ++h) {
         const int k16 = 2 * k32 + h;
-        if (a.plan.grouped) scales.advance(current, first / 16 + k16);
+        if (C::codes::bits < 8 && a.plan.grouped) scales.advance(current, first / 16 + k16);
         LOWBIT_UNROLL
         for (int r = 0; r < C::tiles_n; ++r) {
           uint32_t fragment[4];
-          decode<T_of<C>, typename C::codes>(fragment, words[r], k16 % (tile_k / 16), current[r], a.decode);
+          decode<T_of<C>, typename C::codes>(fragment, words[r], k16 % (tile_k / 16), current[r],
+                                             C::codes::bits == 8 ? later[r] : current[r], a.decode);
           LOWBIT_UNROLL
           for (int j = 0; j < C::tiles_m; ++j) {
             const uint32_t columns[2] = {b[j][2 * h], b[j][2 * h + 1]};
             mma_m16n8k16<T_of<C>>(sums[r][j], fragment, columns);
           }
         }
+      }
+      if constexpr (C::codes::bits == 8) {
+        LOWBIT_UNROLL
+        for (int r = 0; r < C::tiles_n; ++r) current[r] = later[r];
       }
     }
   }

@@ -22,6 +22,11 @@ LOWBIT_DEVICE uint32_t swizzled(int piece, int row) {
   return static_cast<uint32_t>(piece ^ ((row & 3) * 2 | (row >> 2 & 1)));
 }
 
+// Bytes from a group's 64 numbers to the next group's: four groups by eight rows lie in different banks.
+constexpr int slot_pitch(int number_bytes) {
+  return 64 * number_bytes + (number_bytes == 4 ? 32 : 16);
+}
+
 // A stage, and what decoding one needs: the same for every CTA.
 struct stage_plan {
   int codes_at, scales_at, zeros_at, bytes;  // in the stage; x comes first
@@ -30,7 +35,7 @@ struct stage_plan {
   int span, groups;
   bool grouped;  // more than one group along K: scales belong to steps
   bool zero_points;
-  int scale_dtype, scale_bytes;
+  int scale_dtype, scale_bytes, scale_pitch;
   float scale_factor;  // a power of two, into the scale
   float bias;          // of raw values, and the format's offset
 };
@@ -191,10 +196,11 @@ LOWBIT_DEVICE void load_stage(const arguments& a, uint32_t stage, const tile_pla
   const auto load_numbers = [&](uint32_t to, const uint8_t* from, int bytes) {
     const int slot_pieces = 4 * bytes, pieces = groups.count * slot_pieces;
     for (int item = thread_index(); item < strips * pieces; item += C::threads) {
-      const int s = item / pieces, piece = item - s * pieces;
+      const int s = item / pieces, piece = item - s * pieces, slot = piece / slot_pieces;
       const int wanted = first_strip + s, strip = wanted < a.strips ? wanted : a.strips - 1;
       const int64_t group = static_cast<int64_t>(strip) * a.plan.groups + groups.first;
-      async_copy<16>(to + (s * a.plan.slots * slot_pieces + piece) * 16, from + (group * slot_pieces + piece) * 16);
+      async_copy<16>(to + (s * a.plan.slots + slot) * slot_pitch(bytes) + (piece - slot * slot_pieces) * 16,
+                     from + (group * slot_pieces + piece) * 16);
     }
   };
   load_numbers(stage + a.plan.scales_at, a.scales, a.plan.scale_bytes);
