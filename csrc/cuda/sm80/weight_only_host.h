@@ -64,14 +64,19 @@ stage_plan plan_of(const packed_weight& w) {
   p.grouped = scales_belong_to_steps(s);
   p.zero_points = w.zero_points_offset != 0;
   p.scale_dtype = w.scale_dtype;
-  p.scale_bytes = dtype_bytes(w.scale_dtype);
-  p.scale_pitch = slot_pitch(p.scale_bytes);
+  p.scale_shift = dtype_bytes(w.scale_dtype) / 2;  // of 1, 2 and 4
+  p.scale_pitch = slot_pitch(1 << p.scale_shift);
   p.scale_factor = ldexp2(1, debt_of<typename C::T>(*w.format, p.grouped).in_scale);
   p.bias = C::codes::template bias<typename C::T>;
   if (C::codes::bits < 8) p.bias += static_cast<float>(w.format->integer_offset);
   p.span = static_cast<int>(s.span);
   p.groups = static_cast<int>(s.groups);
   p.slots = p.span % step_columns == 0 ? 1 : 128 % p.span == 0 ? 128 / p.span : 1 + (112 + p.span - 1) / p.span;
+  p.step_groups = step_columns / p.span;
+  p.step_rest = step_columns % p.span;
+  if (p.span % step_columns == 0) p.begins = 1;
+  if (step_columns % p.span == 0)
+    for (int column = 0; column < step_columns; column += p.span) p.begins |= 1u << column / 16;
   p.strip_step = 1024 * C::codes::bits;
   p.codes_at = C::columns * x_pitch;
   p.scales_at = p.codes_at + strips * p.strip_step;
@@ -110,6 +115,7 @@ arguments make_arguments(const gemm_problem& p) {
   a.whole_stores = reinterpret_cast<uintptr_t>(p.y) % static_cast<uintptr_t>(y_bytes) == 0 && p.y_stride % 4 == 0;
   a.bias = p.bias;
   a.bias_dtype = p.bias_dtype;
+  a.whole_bias = reinterpret_cast<uintptr_t>(p.bias) % static_cast<uintptr_t>(dtype_bytes(p.bias_dtype) * 4) == 0;
   const power_debt debt = debt_of<typename C::T>(*p.w.format, a.plan.grouped);
   a.unscale = ldexp2(1, debt.all - debt.in_scale);
   a.global_scale = p.w.global_scale();
