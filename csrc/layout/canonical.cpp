@@ -164,11 +164,12 @@ lowbit_status check_weight_description(const lowbit_weight& w) {
     return fail(LOWBIT_INVALID_VALUE, "group is %lld x %lld: each must be at least 1",
                 static_cast<long long>(w.group_n), static_cast<long long>(w.group_k));
   if ((format.block_n && w.group_n != format.block_n) || (format.block_k && w.group_k != format.block_k))
-    return fail(LOWBIT_INVALID_VALUE,
-                format.block_k ? "group is %lld x %lld: %s has blocks of %d x %d"
-                               : "group is %lld x %lld: %s has groups of %d row",
-                static_cast<long long>(w.group_n), static_cast<long long>(w.group_k), format.name, format.block_n,
-                format.block_k);
+    return format.block_k ? fail(LOWBIT_INVALID_VALUE, "group is %lld x %lld: %s has blocks of %d x %d",
+                                 static_cast<long long>(w.group_n), static_cast<long long>(w.group_k), format.name,
+                                 format.block_n, format.block_k)
+                          : fail(LOWBIT_INVALID_VALUE, "group is %lld x %lld: %s has groups of %d row",
+                                 static_cast<long long>(w.group_n), static_cast<long long>(w.group_k), format.name,
+                                 format.block_n);
   if (format.block_k && w.k % format.block_k)
     return fail(LOWBIT_INVALID_VALUE, "k = %lld is not a multiple of block %d (%s)", static_cast<long long>(w.k),
                 format.block_k, format.name);
