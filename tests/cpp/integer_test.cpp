@@ -72,7 +72,7 @@ void check_bits(const lowbit::kernel_row& row, const canonical_weight& w, const 
           int64_t sum = 0;
           for (int64_t j = first; j < std::min(first + 32768, end); ++j)
             sum += static_cast<int64_t>(r.q[static_cast<size_t>(j)] - r.zero) * weights[static_cast<size_t>(j)];
-          y = std::fma(static_cast<float>(sum), w.scale(n, group), y);
+          y = std::fma(static_cast<float>(sum), static_cast<float>(w.scale(n, group)), y);
         }
       }
       float wanted;
@@ -90,7 +90,8 @@ void check_bits(const lowbit::kernel_row& row, const canonical_weight& w, const 
   }
 }
 
-constexpr const char* integer_formats[] = {"int4", "int8", "int2", "ternary", "int3", "int5", "int6"};
+constexpr const char* integer_formats[] = {"int4", "int8", "int2", "ternary", "int3",
+                                           "int5", "int6", "q3_k", "q6_k",    "tq2_0"};
 
 // One of the three ways to quantize x, with scales for all rows or each.
 void choose_activation(multiplication& c, random_source& random) {
@@ -159,7 +160,7 @@ TEST(one_hot_activations_give_decoded_weights) {
         CHECK_EQ(c.run(row), LOWBIT_OK);
         for (int64_t j = 0; j < k; ++j)
           for (int64_t i = 0; i < n; ++i) {
-            const float wanted = static_cast<float>(w.integer(i, j)) * w.scale(i, j);
+            const float wanted = static_cast<float>(w.integer(i, j)) * static_cast<float>(w.scale(i, j));
             CHECK(c.y_at(j, i) == static_cast<double>(wanted), "%s: %s code %u is %.9g, not %.9g", row.name, format,
                   w.code(i, j), c.y_at(j, i), static_cast<double>(wanted));
           }
