@@ -39,7 +39,7 @@ class Format:
 
     Attributes:
         name: as published: ``"int4"``, ``"fp8_e4m3"``, ``"mxfp4"``, ...
-        bits: per code, 4 or 8.
+        bits: per code: 2, 3, 4, 5, 6 or 8.
         block_n, block_k: rows and columns of the weight that share a scale; 0: the caller's choice.
         scale_dtype: name of the dtype that scales must have; None: float32, float16 or bfloat16 as the caller likes.
         zero_point: zero points are allowed (the integer formats).
@@ -85,7 +85,8 @@ class Format:
     def storage(self) -> torch.dtype:
         """The dtype of ``QuantizedTensor.codes``.
 
-        uint8 with two 4-bit codes in a byte, else the 8-bit dtype of torch whose own values are this format's.
+        uint8, a stream of bits (``pack_codes``), for codes below 8 bits, else the 8-bit dtype of torch whose own values
+        are this format's.
         """
         if self.bits < 8:
             return torch.uint8
@@ -97,9 +98,9 @@ class Format:
 
     @cached_property
     def first_bad_code(self) -> int | None:
-        """Codes whose low bits are at least this are NaN or infinite, the others finite; None: all are finite."""
+        """8-bit codes whose low bits are at least this are NaN or infinite, the others finite; None: all are finite."""
         bad = ~self.values.isfinite()
-        if not bad.any():
+        if self.bits < 8 or not bad.any():
             return None
         magnitude = torch.arange(len(self.values), device="cpu") & (len(self.values) // 2 - 1)
         first = int(magnitude[bad].min())
@@ -154,3 +155,31 @@ def describe_shape(shape: tuple[int, ...]) -> str:
 def num_groups(shape: tuple[int, int], group: tuple[int, int]) -> tuple[int, int]:
     """Rows and columns of the scales of a weight of ``shape`` in groups of ``group``; the last ones may be short."""
     return math.ceil(shape[0] / group[0]), math.ceil(shape[1] / group[1])
+
+
+def pack_codes(numbers: torch.Tensor, bits: int) -> torch.Tensor:
+    """uint8 [rows, columns] of numbers below 2^bits -> uint8 [rows, ceil(columns * bits / 8)].
+
+    A row is a little-endian stream of bits: number 0 is in the low bits of byte 0, and one that does not fit into a
+    byte goes on in the low bits of the next. So are compressed-tensors' int32 words (``pack_to_int32``, 1 to 8 bits).
+    """
+    rows, columns = numbers.shape
+    eights = torch.nn.functional.pad(numbers, (0, -columns % 8)).view(rows, -1, 8).long()
+    words = (eights << _shifts(bits, numbers.device)).sum(-1)  # sums of disjoint bits
+    octets = words.view(torch.uint8).view(rows, -1, 8)[..., :bits]
+    return octets.reshape(rows, -1)[:, : -(-columns * bits // 8)]
+
+
+def unpack_codes(codes: torch.Tensor, bits: int, columns: int) -> torch.Tensor:
+    """The inverse of ``pack_codes``: uint8 [rows, columns] from uint8 [rows, at least ceil(columns * bits / 8)]."""
+    rows = codes.shape[0]
+    codes = codes[:, : -(-columns * bits // 8)]
+    octets = torch.nn.functional.pad(codes, (0, -codes.shape[1] % bits)).view(rows, -1, bits)
+    words = torch.nn.functional.pad(octets, (0, 8 - bits)).contiguous().view(torch.int64)
+    numbers = (words >> _shifts(bits, codes.device)) & (2**bits - 1)
+    result: torch.Tensor = numbers.to(torch.uint8).view(rows, -1)[:, :columns]
+    return result
+
+
+def _shifts(bits: int, device: torch.device) -> torch.Tensor:
+    return torch.arange(0, 8 * bits, bits, device=device)

@@ -32,7 +32,7 @@ def linear(
         weight: [n, k]. A ``QuantizedTensor`` is packed by its first use, and holds the packed form from then on. A
             tensor is taken for a packed weight: uint8 [packed bytes].
         bias: [n] float32, float16 or bfloat16.
-        activation: None multiplies in floating point. ``"int8"`` (int4 and int8 weights) quantizes x and sums
+        activation: None multiplies in floating point. ``"int8"`` (integer weights) quantizes x and sums
             integers exactly.
         symmetric: False gives every row of x a zero point as well. Only ``activation="int8"`` without ``x_scale``.
         x_scale: None: every row of x gets a scale of its own. Else the static scale of x, one number or one for
@@ -72,7 +72,7 @@ def linear(
             raise ValueError(f"{', '.join(given)}: only activation='int8' takes this")
         result: Tensor = ops.weight_only(x, packed, bias, n)
         return result
-    if not weight.format.zero_point:
+    if not weight.format.integer:
         raise ValueError(f"activation is 'int8': it needs an integer weight, not {weight.format.name}")
     if x_scale is None and x_zero_point is not None:
         raise ValueError("x_zero_point without x_scale: give both, or none for dynamic quantization")

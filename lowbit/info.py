@@ -129,7 +129,7 @@ def summary() -> str:
         block = "any group" + (" of one row" if fmt.block_n == 1 else "")
         block = f"blocks of {fmt.block_n} x {fmt.block_k}" if fmt.block_k else block
         also = (", zero points" if fmt.zero_point else "") + (", global scale" if fmt.global_scale else "")
-        lines.append(f"  {fmt.name:<10}{fmt.bits} bits, {block}, {fmt.scale_dtype or 'float'} scales{also}")
+        lines.append(f"  {fmt.name:<12}{fmt.bits} bits, {block}, {fmt.scale_dtype or 'float'} scales{also}")
     kernels = c.kernels()
     runnable = sum(1 for kernel in kernels if kernel["runnable"])
     lines += ["", f"kernels: {len(kernels)} built, {runnable} runnable here"]

@@ -62,13 +62,13 @@ class QuantizedTensor:
     asked for.
 
     Args:
-        codes: [n, k] of the format's 8-bit dtype, or uint8 [n, ceil(k / 2)] with element 0 in the low four bits
-            (int4: value + 8).
+        codes: [n, k] of the format's 8-bit dtype, or uint8 [n, ceil(k * bits / 8)], a little-endian stream of bits with
+            element 0 in the low bits of byte 0 (int4: value + 8, int2: value + 2, ...).
         scales: [ceil(n / group_n), ceil(k / group_k)] of float32, float16, bfloat16 or the dtype that the format
             says; uint8 is taken for the bytes of an 8-bit one.
         zero_points: int8 of the same shape, in the units of value(); None: 0.
         format: a format's name.
-        shape: (n, k); None: as the codes say (4-bit: k is even).
+        shape: (n, k); None: as many codes in a row as its bytes hold.
         group: (group_n, group_k), the rectangle of weights that shares a scale; None: a row.
         global_scale: one more factor, for formats that have it.
         signed_scales: True allows negative scales (the rule ``"signed_max"`` makes them) in integer formats. Those
@@ -134,12 +134,12 @@ class QuantizedTensor:
             expected = "positive and finite" if fmt.global_scale else f"1, {fmt.name} has none"
             raise ValueError(f"global scale is {global_scale}: it must be {expected}")
         if codes.device.type != "meta":
-            _check_scales("scales", scales, fmt.signed_scales and (signed_scales or not fmt.zero_point))
+            _check_scales("scales", scales, fmt.signed_scales and (signed_scales or not fmt.integer))
             for what, tensor in (("mins", mins), ("super scales", super_scales), ("super mins", super_mins)):
                 if tensor is not None:
                     _check_scales(what, tensor, True)
             _check_zero_points(zero_points, fmt)
-            _check_codes(codes, fmt)
+            _check_codes(codes, fmt, k)
         self._set(fmt, (n, k), group, scales.dtype, zero_points is not None, global_scale, scale_offset)
         canonical = Canonical(codes, scales, zero_points, mins, super_scales, super_mins)
         self._canonical: Canonical | None = canonical.map(Tensor.contiguous)
@@ -494,14 +494,20 @@ def _check_zero_points(zero_points: Tensor | None, fmt: Format) -> None:
         )
 
 
-def _check_codes(codes: Tensor, fmt: Format) -> None:
-    first = fmt.first_bad_code
-    if first is None:
+def _check_codes(codes: Tensor, fmt: Format, k: int) -> None:
+    if fmt.values.isfinite().all():
         return
-    bad = codes.view(torch.uint8).bitwise_and(len(fmt.values) // 2 - 1) >= first
+    if fmt.bits < 8:
+        numbers = formats.unpack_codes(codes, fmt.bits, k)
+        bad = ~fmt.values.isfinite().to(codes.device)[numbers.int()]
+    else:
+        numbers = codes.view(torch.uint8)
+        first = fmt.first_bad_code
+        assert first is not None
+        bad = numbers.bitwise_and(len(fmt.values) // 2 - 1) >= first
     if bad.any():
         row, column = bad.nonzero()[0].tolist()
-        value = fmt.values[int(codes.view(torch.uint8)[row, column])].item()
+        value = fmt.values[int(numbers[row, column])].item()
         raise ValueError(
             f"{int(bad.sum())} of {bad.numel()} codes are no finite number, the first is {value:g} at "
             f"[{row}, {column}]: every weight must be finite"

@@ -13,7 +13,7 @@ from lowbit import formats
 
 GroupSize = int | tuple[int, int] | Literal["channel", "tensor", "block"]
 
-SCALE_RULES = ("absmax", "signed_max", "mse")
+SCALE_RULES = ("absmax", "signed_max", "mse", "absmean")
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,14 @@ class Scheme:
             ``(rows, columns)``, ``"channel"`` (a row), ``"tensor"`` (all), or ``"block"`` (as the format says: the
             formats that have blocks of their own take nothing else, and it is their default; for others the
             default is ``"channel"``).
-        symmetric: no zero points. False only for formats that have them (int4, int8).
+        symmetric: no zero points. False only for formats that have them (int2 to int8).
         scale_dtype: ``"float32"``, ``"float16"`` or ``"bfloat16"``; None: the dtype of the weight, or what the
             format says.
         scale_rule: ``"absmax"`` (compressed-tensors' rule, the default), ``"signed_max"`` (int formats: the weight
-            of largest magnitude becomes the lowest code exactly; scales may be negative) or ``"mse"`` (search for
-            the scale of least squared error).
+            of largest magnitude becomes the lowest code exactly; scales may be negative), ``"mse"`` (search for the
+            scale of least squared error) or ``"absmean"`` (ternary: the mean magnitude, BitNet b1.58).
         activation: None (activations stay floating point) or ``"int8"`` (quantized inside the op, integer
-            multiplication; int4 and int8 weights).
+            multiplication; integer weights).
         activation_dynamic: True: a scale for every row of x, found on the fly; False: one given ``input_scale``.
         activation_symmetric: False: activations have a zero point, too.
 
@@ -72,9 +72,13 @@ class Scheme:
             raise ValueError(
                 f"scale_rule is 'signed_max': {kind} gains nothing by it; it is for symmetric integer formats"
             )
+        if self.scale_rule == "absmean" and self.format != "ternary":
+            raise ValueError(
+                f"scale_rule is 'absmean': it is the rule of ternary weights, {fmt.name} takes absmax or mse"
+            )
         if self.activation not in (None, "int8"):
             raise ValueError(f"activation is {self.activation!r}: it must be None or 'int8'")
-        if self.activation is not None and not fmt.zero_point:
+        if self.activation is not None and not fmt.integer:
             raise ValueError(f"activation is {self.activation!r}: it needs an integer weight, not {fmt.name}")
         if self.activation is None and not (self.activation_dynamic and self.activation_symmetric):
             raise ValueError("activation is None: activation_dynamic and activation_symmetric have no meaning")
@@ -108,10 +112,10 @@ class Scheme:
     @property
     def name(self) -> str:
         """The preset's name if this is one (whatever its scale rule), else the choices in one word."""
-        plain = dataclasses.replace(self, scale_rule="absmax")
-        for name, preset in PRESETS.items():
-            if plain == Scheme(**preset):
-                return name if self.scale_rule == "absmax" else f"{name}:{self.scale_rule}"
+        for name, choices in PRESETS.items():
+            preset = Scheme(**choices)
+            if vars(self) == vars(preset) | {"scale_rule": self.scale_rule}:
+                return name if self == preset else f"{name}:{self.scale_rule}"
         size = self.group_size
         word = f"g{size}" if isinstance(size, int) else "x".join(map(str, size)) if isinstance(size, tuple) else size
         words = [self.format, str(word)]
@@ -206,10 +210,29 @@ PRESETS: dict[str, dict[str, Any]] = {
     "W8A8": {"format": "int8", "group_size": "channel", "activation": "int8"},
     "INT8": {"format": "int8", "group_size": "channel", "activation": "int8"},
     "W4A8": {"format": "int4", "group_size": 128, "activation": "int8"},
+    "W2A16": {"format": "int2", "group_size": 128},
+    "W3A16": {"format": "int3", "group_size": 128},
+    "W5A16": {"format": "int5", "group_size": 128},
+    "W6A16": {"format": "int6", "group_size": 128},
+    "W2A8": {"format": "int2", "group_size": 128, "activation": "int8"},
+    "W3A8": {"format": "int3", "group_size": 128, "activation": "int8"},
+    "W5A8": {"format": "int5", "group_size": 128, "activation": "int8"},
+    "W6A8": {"format": "int6", "group_size": 128, "activation": "int8"},
+    "BITNET": {
+        "format": "ternary",
+        "group_size": "tensor",
+        "scale_dtype": "float32",
+        "scale_rule": "absmean",
+        "activation": "int8",
+    },
     "FP8": {"format": "fp8_e4m3", "group_size": "channel"},
     "FP8_BLOCK": {"format": "fp8_e4m3", "group_size": (128, 128)},
     "FP8_E5M2": {"format": "fp8_e5m2", "group_size": "channel"},
     "FP4A16": {"format": "fp4_e2m1", "group_size": 32},
+    "FP6_E3M2": {"format": "fp6_e3m2", "group_size": "channel"},
+    "FP6_E2M3": {"format": "fp6_e2m3", "group_size": "channel"},
+    "MXFP6_E3M2": {"format": "mxfp6_e3m2"},
+    "MXFP6_E2M3": {"format": "mxfp6_e2m3"},
     "MXFP4A16": {"format": "mxfp4"},
     "MXFP8A16": {"format": "mxfp8"},
     "NVFP4A16": {"format": "nvfp4"},

@@ -121,7 +121,8 @@ TEST(products_have_the_contracts_bits) {
     int turn = 0;
     for (const char* format : integer_formats) {
       if (!takes(row, format)) continue;
-      for (int round = 0; round < 3; ++round) {
+      const int rounds = lowbit::format_at(lowbit::find_format(format)).bits % 4 ? 1 : 3;  // narrow ones meet the same loops
+      for (int round = 0; round < rounds; ++round) {
         for_each_tile_shape(row, [&](int64_t m, int64_t n, int64_t k) {
           ++turn;
           if (sanitized && turn % 7) return;
@@ -204,7 +205,7 @@ TEST(extremes_do_not_overflow) {
 TEST(long_groups_are_summed_in_segments) {
   for_each_runnable_kernel(LOWBIT_INTEGER, [](const lowbit::kernel_row& row) {
     random_source random(34);
-    for (const char* format : integer_formats) {
+    for (const char* format : {"int4", "int8", "int3"}) {
       for (const int64_t k : {32767, 32768, 32769, 70001}) {
         for (const int64_t m : {1, 18, 40}) {
           if (!takes(row, format) || (sanitized && (k == 32767 || k == 70001))) continue;
