@@ -90,8 +90,9 @@ void check_bits(const lowbit::kernel_row& row, const canonical_weight& w, const 
   }
 }
 
-constexpr const char* integer_formats[] = {"int4", "int8", "int2", "ternary", "int3",
-                                           "int5", "int6", "q3_k", "q6_k",    "tq2_0"};
+constexpr const char* integer_formats[] = {"int4", "int8", "int2", "ternary", "int3", "int5", "int6"};
+// Groups are their own affair, and scales of two levels.
+constexpr const char* block_formats[] = {"q3_k", "q6_k", "tq2_0"};
 
 // One of the three ways to quantize x, with scales for all rows or each.
 void choose_activation(multiplication& c, random_source& random) {
@@ -119,9 +120,12 @@ TEST(products_have_the_contracts_bits) {
   for_each_runnable_kernel(LOWBIT_INTEGER, [](const lowbit::kernel_row& row) {
     random_source random(31);
     int turn = 0;
-    for (const char* format : integer_formats) {
+    std::vector<const char*> formats(std::begin(integer_formats), std::end(integer_formats));
+    formats.insert(formats.end(), std::begin(block_formats), std::end(block_formats));
+    for (const char* format : formats) {
       if (!takes(row, format)) continue;
-      const int rounds = lowbit::format_at(lowbit::find_format(format)).bits % 4 ? 1 : 3;  // narrow ones meet the same loops
+      const int rounds =
+          lowbit::format_at(lowbit::find_format(format)).bits % 4 ? 1 : 3;  // narrow ones meet the same loops
       for (int round = 0; round < rounds; ++round) {
         for_each_tile_shape(row, [&](int64_t m, int64_t n, int64_t k) {
           ++turn;
