@@ -129,6 +129,19 @@ inline weight_options options_of(const char* format, int64_t n, int64_t k, rando
   return o;
 }
 
+// One of the three ways to quantize x, with scales for all rows or each.
+inline void choose_activation(multiplication& c, random_source& random) {
+  c.activation = static_cast<lowbit_activation>(random.below(3));
+  if (c.x_dtype == LOWBIT_I8) c.activation = LOWBIT_STATIC;
+  if (c.activation != LOWBIT_STATIC) return;
+  const int64_t count = random.below(2) ? 1 : c.m;
+  c.has_x_zero_point = random.below(2);
+  for (int64_t i = 0; i < count; ++i) {
+    c.x_scale.push_back(random.uniform(0.005f, 0.03f));
+    c.x_zero_point.push_back(static_cast<int32_t>(random.below(256) - 128));
+  }
+}
+
 inline lowbit_dtype random_float_dtype(const lowbit::kernel_row& row, random_source& random) {
   for (;;) {
     const lowbit_dtype dtype = random.of({LOWBIT_F32, LOWBIT_F16, LOWBIT_BF16});

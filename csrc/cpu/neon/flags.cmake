@@ -1,0 +1,1 @@
+set(LOWBIT_ISA_FLAGS -fno-schedule-insns)
