@@ -42,12 +42,6 @@ struct avx2_vectors {
 
   static i32 zero_i32() { return _mm256_setzero_si256(); }
   static i32 load_bytes(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
-  template <int Bits>
-  static constexpr int code_bias = 0;
-  template <int Bits>
-  static i32 load_codes(const uint8_t* p) {
-    return load_bytes(p);
-  }
   static i32 shift_right(i32 x, int count) { return _mm256_srl_epi32(x, _mm_cvtsi32_si128(count)); }
 
   static table table16(const float* values) { return {_mm256_loadu_ps(values), _mm256_loadu_ps(values + 8)}; }

@@ -44,12 +44,6 @@ struct avx512_vectors {
 
   static i32 zero_i32() { return _mm512_setzero_si512(); }
   static i32 load_bytes(const void* p) { return _mm512_loadu_si512(p); }
-  template <int Bits>
-  static constexpr int code_bias = 0;
-  template <int Bits>
-  static i32 load_codes(const uint8_t* p) {
-    return load_bytes(p);
-  }
   static i32 shift_right(i32 x, int count) { return _mm512_srl_epi32(x, _mm_cvtsi32_si128(count)); }
 
   static table table16(const float* values) { return _mm512_loadu_ps(values); }

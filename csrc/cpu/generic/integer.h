@@ -19,31 +19,12 @@ struct quantized_matrix {
   float* scale;          // [m]
   int32_t* zero_point;   // [m]
   int32_t* sums;         // [m][segments]: sum of q
-
-  // In scratch memory, the rows up to a multiple of `unit`; q is null where there is no memory.
-  static quantized_matrix of(const gemm_problem& p, const integer_axis& axis, int64_t unit) {
-    quantized_matrix x{};
-    x.rows = p.m + (p.activation != LOWBIT_DYNAMIC_SYMMETRIC);
-    x.stride = axis.steps * chunk;
-    const int64_t q_bytes = round_up(x.rows, unit) * x.stride;
-    const int64_t bytes = q_bytes + p.m * 4 * (2 + axis.segments());
-    uint8_t* memory = static_cast<uint8_t*>(scratch(scratch_slot::activations, static_cast<size_t>(bytes)));
-    if (!memory) {
-      fail(LOWBIT_OUT_OF_MEMORY, "no memory for %lld bytes of quantized activations", static_cast<long long>(bytes));
-      return x;
-    }
-    x.q = reinterpret_cast<int8_t*>(memory);
-    x.scale = reinterpret_cast<float*>(memory + q_bytes);
-    x.zero_point = reinterpret_cast<int32_t*>(x.scale + p.m);
-    x.sums = x.zero_point + p.m;
-    return x;
-  }
 };
 
-// Row m of x to q[stride]; `row` has room for k values.
 inline void quantize_into(const gemm_problem& p, const integer_axis& axis, const quantized_matrix& out, int64_t m,
-                          float* row, int8_t* q) {
+                          float* row) {
   const int64_t k = p.w.shape.k;
+  int8_t* q = out.q + m * out.stride;
   const row_quantization given = p.activation == LOWBIT_STATIC ? p.given_quantization(m) : row_quantization{};
   row_quantization r = given;
   if (p.x_dtype != LOWBIT_I8) {
@@ -125,7 +106,7 @@ inline void dot_tile_integer(const int8_t* q, int64_t q_stride, const code_rows&
       for (int j = 0; j < NR; ++j) {
         const uint8_t* row = w.data + j * w.row_stride + step * w.step_stride + k;
         if (MR == 1) __builtin_prefetch(row + prefetch_ahead);
-        const typename V::i32 b = V::template load_codes<Bits>(row);
+        const typename V::i32 b = V::load_bytes(row);
         for (int i = 0; i < MR; ++i) partial[i][j] = V::template dot_u8s8<Bits>(partial[i][j], b, a[i]);
       }
     }
@@ -146,9 +127,8 @@ inline void dot_rows_integer(int64_t rows, const int8_t* q, int64_t q_stride, co
 }
 
 // One panel: sums of a segment to fp32.   y[m][r] = fma(float(exact), scale[r], y[m][r])
-// The sums are of codes less `bias`.
 inline void scale_segment(const gemm_problem& p, const integer_axis& axis, const quantized_matrix& x, int64_t panel,
-                          int64_t segment, int bias, const int32_t* exact, float* y) {
+                          int64_t segment, const int32_t* exact, float* y) {
   const int64_t group = axis.group_of_segment(segment);
   float scale[panel_rows], zero[panel_rows];
   panel_scales(p.w, panel, group, scale, zero);
@@ -157,7 +137,7 @@ inline void scale_segment(const gemm_problem& p, const integer_axis& axis, const
   for (int64_t step = axis.first_step(segment); step < axis.first_step(segment) + axis.steps_of(segment); ++step)
     columns += static_cast<int32_t>(axis.columns_of(step));
   for (int r = 0; r < panel_rows; ++r) {
-    offset[r] = p.w.format->integer_offset - bias + static_cast<int32_t>(zero[r]);
+    offset[r] = p.w.format->integer_offset + static_cast<int32_t>(zero[r]);
     if (x.rows > p.m) weight_sum[r] = exact[p.m * panel_rows + r] - columns * offset[r];
   }
   for (int64_t m = 0; m < p.m; ++m) {
@@ -215,7 +195,7 @@ lowbit_status integer_panels(const gemm_problem& p, const integer_axis& axis, co
           }
         }
         for (int64_t i = 0; i < panels; ++i)
-          scale_segment(p, axis, x, panel + i, segment, V::template code_bias<Bits>, exact + i * sums, y + i * sums);
+          scale_segment(p, axis, x, panel + i, segment, exact + i * sums, y + i * sums);
       }
       for (int64_t i = 0; i < panels; ++i)
         for (int64_t m = 0; m < p.m; ++m)
@@ -229,16 +209,27 @@ lowbit_status integer_panels(const gemm_problem& p, const integer_axis& axis, co
 template <class V>
 lowbit_status integer(const gemm_problem& p) {
   const integer_axis axis(p.w.shape);
-  const quantized_matrix x = quantized_matrix::of(p, axis, 1);
-  if (!x.q) return LOWBIT_OUT_OF_MEMORY;
+  quantized_matrix x{};
+  x.rows = p.m + (p.activation != LOWBIT_DYNAMIC_SYMMETRIC);
+  x.stride = axis.steps * chunk;
+  const int64_t threads = num_threads(p.parallel), q_bytes = x.rows * x.stride;
+  const int64_t bytes = q_bytes + p.m * 4 * (2 + axis.segments());
+  uint8_t* memory = static_cast<uint8_t*>(scratch(scratch_slot::activations, static_cast<size_t>(bytes)));
+  if (!memory)
+    return fail(LOWBIT_OUT_OF_MEMORY, "no memory for %lld bytes of quantized activations",
+                static_cast<long long>(bytes));
+  x.q = reinterpret_cast<int8_t*>(memory);
+  x.scale = reinterpret_cast<float*>(memory + q_bytes);
+  x.zero_point = reinterpret_cast<int32_t*>(x.scale + p.m);
+  x.sums = x.zero_point + p.m;
   bool out_of_memory = false;
-  parallel_for(p.m < 2 * num_threads(p.parallel) ? nullptr : p.parallel, p.m, [&](int64_t begin, int64_t end) {
+  parallel_for(p.m < 2 * threads ? nullptr : p.parallel, p.m, [&](int64_t begin, int64_t end) {
     float* row = static_cast<float*>(scratch(scratch_slot::panel, static_cast<size_t>(p.w.shape.k) * sizeof(float)));
     if (!row) {
       __atomic_store_n(&out_of_memory, true, __ATOMIC_RELAXED);
       return;
     }
-    for (int64_t m = begin; m < end; ++m) quantize_into(p, axis, x, m, row, x.q + m * x.stride);
+    for (int64_t m = begin; m < end; ++m) quantize_into(p, axis, x, m, row);
   });
   if (out_of_memory) return fail(LOWBIT_OUT_OF_MEMORY, "no memory for a row of activations");
   if (x.rows > p.m) ones_into(axis, x.q + p.m * x.stride);

@@ -144,7 +144,6 @@ inline void dot_tile(const float* x, int64_t x_stride, const float* rows, int64_
     for (int i = 0; i < MR; ++i) a[i] = V::load(x + i * x_stride + k);
     for (int j = 0; j < NR; ++j) {
       const typename V::f32 b = V::load(rows + j * row_stride + k);
-#pragma GCC unroll 8  // a loop of one puts the sums in memory, too, in every step (GCC 12)
       for (int i = 0; i < MR; ++i) partial[i][j] = V::fma(a[i], b, partial[i][j]);
     }
   }
@@ -176,8 +175,7 @@ inline void dot_rows(int64_t m, const float* x, int64_t x_stride, const float* r
     dot_block<V, 1, 8>(x + i * x_stride, x_stride, rows, row_count, columns, sums + i * sums_stride, sums_stride);
 }
 
-// DecoderV: the decoder's vocabulary, V or one of other registers.
-template <class V, class DecoderV = V>
+template <class V>
 lowbit_status weight_only_f32(const gemm_problem& p) {
   const packed_shape& s = p.w.shape;
   float* x =
@@ -205,7 +203,7 @@ lowbit_status weight_only_f32(const gemm_problem& p) {
       __atomic_store_n(&out_of_memory, true, __ATOMIC_RELAXED);
       return;
     }
-    f32_decoder<DecoderV> decoder(p.w);
+    f32_decoder<V> decoder(p.w);
     for (int64_t panel = begin; panel < end; panel += together) {
       const int64_t panels = end - panel < together ? end - panel : together, rows = panels * panel_rows;
       std::memset(sums, 0, static_cast<size_t>(p.m * width) * sizeof(float));

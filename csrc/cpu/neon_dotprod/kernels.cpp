@@ -1,4 +1,4 @@
-#include "cpu/generic/integer.h"
+#include "cpu/neon/integer.h"
 #include "cpu/neon_dotprod/simd.h"
 
 namespace lowbit::cpu::neon_dotprod {

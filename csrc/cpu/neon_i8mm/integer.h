@@ -8,7 +8,7 @@
 // A single row goes to the dot products of generic/integer.h, which read 8-bit lines where they lie.
 #pragma once
 
-#include "cpu/generic/integer.h"
+#include "cpu/neon/integer.h"
 #include "cpu/neon_dotprod/simd.h"
 #include "cpu/neon_i8mm/pairs.h"
 

@@ -11,7 +11,7 @@
 
 #include <cstdint>
 
-#include "cpu/generic/chunks.h"
+#include "cpu/neon/chunks.h"
 
 namespace lowbit::cpu {
 namespace {
