@@ -72,7 +72,7 @@ void check_bits(const lowbit::kernel_row& row, const canonical_weight& w, const 
           int64_t sum = 0;
           for (int64_t j = first; j < std::min(first + 32768, end); ++j)
             sum += static_cast<int64_t>(r.q[static_cast<size_t>(j)] - r.zero) * weights[static_cast<size_t>(j)];
-          y = std::fma(static_cast<float>(sum), w.scale(n, group), y);
+          y = std::fma(static_cast<float>(sum), static_cast<float>(w.scale(n, group)), y);
         }
       }
       float wanted;
@@ -91,19 +91,8 @@ void check_bits(const lowbit::kernel_row& row, const canonical_weight& w, const 
 }
 
 constexpr const char* integer_formats[] = {"int4", "int8", "int2", "ternary", "int3", "int5", "int6"};
-
-// One of the three ways to quantize x, with scales for all rows or each.
-void choose_activation(multiplication& c, random_source& random) {
-  c.activation = static_cast<lowbit_activation>(random.below(3));
-  if (c.x_dtype == LOWBIT_I8) c.activation = LOWBIT_STATIC;
-  if (c.activation != LOWBIT_STATIC) return;
-  const int64_t count = random.below(2) ? 1 : c.m;
-  c.has_x_zero_point = random.below(2);
-  for (int64_t i = 0; i < count; ++i) {
-    c.x_scale.push_back(random.uniform(0.005f, 0.03f));
-    c.x_zero_point.push_back(static_cast<int32_t>(random.below(256) - 128));
-  }
-}
+// Groups are their own affair, and scales of two levels.
+constexpr const char* block_formats[] = {"q3_k", "q6_k", "tq2_0"};
 
 lowbit_dtype any_dtype(const lowbit::kernel_row& row, random_source& random) {
   for (;;) {
@@ -118,13 +107,16 @@ TEST(products_have_the_contracts_bits) {
   for_each_runnable_kernel(LOWBIT_INTEGER, [](const lowbit::kernel_row& row) {
     random_source random(31);
     int turn = 0;
-    for (const char* format : integer_formats) {
+    std::vector<const char*> formats(std::begin(integer_formats), std::end(integer_formats));
+    formats.insert(formats.end(), std::begin(block_formats), std::end(block_formats));
+    for (const char* format : formats) {
       if (!takes(row, format)) continue;
-      const int rounds = lowbit::format_at(lowbit::find_format(format)).bits % 4 ? 1 : 3;  // narrow ones meet the same loops
+      const int rounds =
+          lowbit::format_at(lowbit::find_format(format)).bits % 4 ? 1 : 3;  // narrow ones meet the same loops
       for (int round = 0; round < rounds; ++round) {
         for_each_tile_shape(row, [&](int64_t m, int64_t n, int64_t k) {
           ++turn;
-          if (sanitized && turn % 7) return;
+          if (slow && turn % 7) return;
           const canonical_weight w = random_weight(options_of(format, n, k, random), random);
           multiplication c(w, m, any_dtype(row, random), random);
           choose_activation(c, random);
@@ -160,7 +152,7 @@ TEST(one_hot_activations_give_decoded_weights) {
         CHECK_EQ(c.run(row), LOWBIT_OK);
         for (int64_t j = 0; j < k; ++j)
           for (int64_t i = 0; i < n; ++i) {
-            const float wanted = static_cast<float>(w.integer(i, j)) * w.scale(i, j);
+            const float wanted = static_cast<float>(w.integer(i, j)) * static_cast<float>(w.scale(i, j));
             CHECK(c.y_at(j, i) == static_cast<double>(wanted), "%s: %s code %u is %.9g, not %.9g", row.name, format,
                   w.code(i, j), c.y_at(j, i), static_cast<double>(wanted));
           }
@@ -179,7 +171,7 @@ TEST(extremes_do_not_overflow) {
       for (int kind = 0; kind < 16; ++kind) {
         for (const int64_t group_k : {int64_t{64}, int64_t{100000}}) {
           // two whole segments and a bit, where the group is long
-          const int64_t k = group_k == 64 ? 320 : sanitized ? 33000 : 65600, n = 5, m = kind % 3 + 1;
+          const int64_t k = group_k == 64 ? 320 : slow ? 33000 : 65600, n = 5, m = kind % 3 + 1;
           canonical_weight w = random_weight({format, n, k, 1, group_k, LOWBIT_F32, true}, random);
           std::fill(w.zero_points.begin(), w.zero_points.end(),
                     static_cast<int8_t>(kind & 1 ? f.integer_low() : f.integer_high()));
@@ -207,7 +199,7 @@ TEST(long_groups_are_summed_in_segments) {
     for (const char* format : {"int4", "int8", "int3"}) {
       for (const int64_t k : {32767, 32768, 32769, 70001}) {
         for (const int64_t m : {1, 18, 40}) {
-          if (!takes(row, format) || (sanitized && (k == 32767 || k == 70001))) continue;
+          if (!takes(row, format) || (slow && (k == 32767 || k == 70001))) continue;
           const canonical_weight w =
               random_weight({format, 18, k, 1, k == 70001 ? 33000 : k, LOWBIT_F16, m == 1}, random);
           multiplication c(w, m, any_dtype(row, random), random);
