@@ -8,7 +8,8 @@ namespace lowbit::cuda {
 namespace {
 
 // Formats by bits and by how scales come; more of them would run the same kernels.
-constexpr const char* formats[] = {"int4", "int8", "fp8_e4m3", "mxfp4", "nvfp4", "nf4", "fp8_e5m2", "mxfp8"};
+constexpr const char* formats[] = {"int4", "int8",     "int2",  "ternary", "fp8_e4m3", "fp8_e5m2", "mxfp4",
+                                   "mxfp8", "nvfp4", "nf4", "nf4_dq",  "q4_1",     "q4_k",     "iq4_nl"};
 
 // What may be absent is a byte that nobody looks at.
 emulator::buffer<uint8_t> on_device(const void* data, size_t bytes) {
@@ -17,29 +18,65 @@ emulator::buffer<uint8_t> on_device(const void* data, size_t bytes) {
                : emulator::buffer<uint8_t>(&nothing, 1);
 }
 
+emulator::buffer<uint8_t> on_device(const std::vector<uint8_t>& data) { return on_device(data.data(), data.size()); }
+
+// Random scales of two levels, and minima.
+struct second_level {
+  std::vector<uint8_t> mins, super_scales, super_mins;
+
+  second_level(canonical_weight& w, random_source& random) {
+    const format_row& f = w.format();
+    lowbit_weight& d = w.description;
+    const auto numbers = [&](int64_t count, int dtype) {
+      std::vector<uint8_t> data(static_cast<size_t>(count * dtype_bytes(dtype)));
+      for (int64_t i = 0; i < count; ++i) {
+        if (is_float_dtype(dtype))
+          store_from_f32(data.data(), i, dtype, random.uniform(-2, 2));
+        else
+          data[static_cast<size_t>(i)] = static_cast<uint8_t>(random.below(256));
+      }
+      return data;
+    };
+    const super_count supers(f, fragment_shape_of(d), strip_rows);
+    if (f.two_levels()) {
+      w.scales = numbers(w.num_scales(), d.scale_dtype);
+      super_scales = numbers(supers.canonical(), f.super_dtype());
+      d.scale_offset = f.scale_values ? 0.125f : 0.0f;
+    }
+    if (f.minimum) mins = numbers(w.num_scales(), d.scale_dtype);
+    if (f.minimum && f.two_levels()) super_mins = numbers(supers.canonical(), f.super_dtype());
+    d.scales = w.scales.data();
+    d.mins = mins.empty() ? nullptr : mins.data();
+    d.super_scales = super_scales.empty() ? nullptr : super_scales.data();
+    d.super_mins = super_mins.empty() ? nullptr : super_mins.data();
+  }
+};
+
 struct problem {
   canonical_weight w;
-  size_t code_bytes, scale_bytes, zero_bytes;
-  emulator::buffer<uint8_t> codes, scales, zero_points;
+  second_level second;
+  size_t zero_bytes;
+  emulator::buffer<uint8_t> codes, scales, zero_points, mins, super_scales, super_mins;
   lowbit_weight device;  // pointers into device memory
 
-  explicit problem(canonical_weight weight)
+  problem(canonical_weight weight, random_source& random)
       : w(std::move(weight)),
-        code_bytes(w.codes.size()),
-        scale_bytes(w.scales.size()),
-        zero_bytes(w.description.zero_points ? static_cast<size_t>(num_groups()) : 0),
-        codes(on_device(w.description.codes, code_bytes)),
-        scales(on_device(w.description.scales, scale_bytes)),
+        second(w, random),
+        zero_bytes(w.zero_points.size()),
+        codes(on_device(w.codes)),
+        scales(on_device(w.scales)),
         zero_points(on_device(w.description.zero_points, zero_bytes)),
+        mins(on_device(second.mins)),
+        super_scales(on_device(second.super_scales)),
+        super_mins(on_device(second.super_mins)),
         device(w.description) {
     device.packed_for = LOWBIT_CUDA;
     device.codes = codes.data();
     device.scales = scales.data();
     if (zero_bytes) device.zero_points = reinterpret_cast<const int8_t*>(zero_points.data());
-  }
-  int64_t num_groups() const {
-    const lowbit_weight& d = w.description;
-    return ceil_div(d.n, d.group_n) * ceil_div(d.k, d.group_k);
+    if (device.mins) device.mins = mins.data();
+    if (device.super_scales) device.super_scales = super_scales.data();
+    if (device.super_mins) device.super_mins = super_mins.data();
   }
 };
 
@@ -47,7 +84,7 @@ struct shape {
   int64_t n, k, group_n, group_k;
 };
 // Around strips of 64 rows, tiles of 16, steps of 128 columns; groups that are whole 16s and that are not.
-constexpr shape shapes[] = {{1, 1, 1, 1},      {7, 33, 1, 33},    {64, 128, 1, 32},   {65, 160, 3, 48},
+constexpr shape shapes[] = {{1, 1, 1, 1},      {7, 33, 1, 33},   {64, 128, 1, 32},  {65, 160, 3, 48},
                             {17, 200, 16, 24}, {80, 257, 128, 7}, {130, 96, 128, 128}};
 
 template <class Visit>
@@ -62,15 +99,15 @@ void for_each_problem(const Visit& visit) {
       o.group_k = s.group_k;
       o.scale_dtype = random.of({LOWBIT_F32, LOWBIT_F16, LOWBIT_BF16});
       o.zero_point = f.zero_point && ++turn % 2;
-      visit(problem(random_weight(o, random)), format);
+      visit(problem(random_weight(o, random), random), format);
     }
   }
 }
 
-#define CHECK_RAN(call)                                                    \
-  do {                                                                     \
-    CHECK_EQ(call, LOWBIT_OK);                                             \
-    CHECK(emulator::failure().empty(), "%s", emulator::failure().c_str()); \
+#define CHECK_RAN(call)                                                         \
+  do {                                                                          \
+    CHECK_EQ(call, LOWBIT_OK);                                                  \
+    CHECK(emulator::failure().empty(), "%s", emulator::failure().c_str());      \
   } while (false)
 
 size_t packed_size(const lowbit_weight& w) { return static_cast<size_t>(fragment_offsets_of(w).total); }
@@ -101,13 +138,15 @@ TEST(packing_writes_what_the_host_writes) {
 TEST(unpacking_inverts) {
   for_each_problem([](const problem& p, const char* format) {
     const emulator::buffer<uint8_t> packed(packed_on_host(p));
-    emulator::buffer<uint8_t> codes(p.code_bytes), scales(p.scale_bytes), zero_points(p.zero_bytes + 1);
-    lowbit_weight_arrays out{};
-    out.codes = codes.data();
-    out.scales = scales.data();
-    out.zero_points = p.zero_bytes ? reinterpret_cast<int8_t*>(zero_points.data()) : nullptr;
+    emulator::buffer<uint8_t> codes(p.w.codes.size()), scales(p.w.scales.size()), zero_points(p.zero_bytes + 1),
+        mins(p.mins.size()), super_scales(p.super_scales.size()), super_mins(p.super_mins.size());
+    const lowbit_weight_arrays out{codes.data(), scales.data(), reinterpret_cast<int8_t*>(zero_points.data()),
+                                   mins.data(),  super_scales.data(), super_mins.data()};
     CHECK_RAN(sm80::unpack(p.device, packed.data(), out, nullptr));
     CHECK(codes.values() == p.codes.values(), "%s: codes", format);
+    CHECK(!p.device.mins || mins.values() == p.second.mins, "%s: minima", format);
+    CHECK(!p.device.super_scales || super_scales.values() == p.second.super_scales, "%s: super scales", format);
+    CHECK(!p.device.super_mins || super_mins.values() == p.second.super_mins, "%s: super minima", format);
     CHECK(scales.values() == p.scales.values(), "%s: scales", format);
     if (p.zero_bytes) {
       std::vector<uint8_t> got = zero_points.values_or(0xcd);
@@ -145,7 +184,7 @@ TEST(encoding_gives_the_host_s_codes) {
       CHECK_EQ(lowbit_format_find(format, &a.format), LOWBIT_OK);
       a.n = 5;
       a.k = f.block_k ? 3 * f.block_k : 37;
-      a.group_n = f.block_n ? 1 : 2;
+      a.group_n = f.block_n ? f.block_n : 2;
       a.group_k = f.block_k ? f.block_k : 9;
       a.w_dtype = w_dtype;
       a.divisor_dtype = random.of({LOWBIT_F32, LOWBIT_F16, LOWBIT_BF16});
