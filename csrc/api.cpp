@@ -83,6 +83,11 @@ lowbit_status check_device(lowbit_device device, const char* what) {
   return fail(LOWBIT_INVALID_VALUE, "%s is %d: LOWBIT_CPU or LOWBIT_CUDA (0 or 1)", what, device);
 }
 
+lowbit_status check_activation_format(lowbit_activation_format format) {
+  if (format >= 0 && format < num_activation_formats) return LOWBIT_OK;
+  return fail(LOWBIT_INVALID_VALUE, "activation format %d: there are %d", format, num_activation_formats);
+}
+
 template <class View>
 lowbit_weight description_of(const View& v, lowbit_device packed_for) {
   lowbit_weight w{};
@@ -123,9 +128,9 @@ int32_t lowbit_num_formats(void) { return num_formats(); }
 lowbit_status lowbit_format_get(lowbit_format format, lowbit_format_info* info) {
   if (format < 0 || format >= num_formats()) return api::bad_format(format);
   const format_row& f = format_at(format);
-  *info = {f.name,         f.bits,          f.block_n,      f.block_k,     static_cast<int32_t>(f.scale),
-           f.zero_point,   f.global_scale,  f.values,       f.integer(),   f.minimum,
-           f.super_groups, f.super_dtype(), f.super_flat(), f.scale_values};
+  *info = {f.name,       f.bits,         f.block_n,       f.block_k,      static_cast<int32_t>(f.scale),
+           f.zero_point, f.global_scale, f.values,        f.integer(),    f.signed_scales(),
+           f.minimum,    f.super_groups, f.super_dtype(), f.super_flat(), f.scale_values};
   return LOWBIT_OK;
 }
 
@@ -140,10 +145,7 @@ lowbit_status lowbit_format_find(const char* name, lowbit_format* format) {
 
 lowbit_status lowbit_packed_bytes(const lowbit_weight* weight, size_t* bytes) {
   if (const lowbit_status status = check_device(weight->packed_for, "packed_for")) return status;
-  if (weight->packed_for == LOWBIT_CPU) return packed_bytes(*weight, bytes);
-  if (const lowbit_status status = check_weight_description(*weight)) return status;
-  *bytes = static_cast<size_t>(fragment_offsets_of(*weight).total);
-  return LOWBIT_OK;
+  return (weight->packed_for == LOWBIT_CPU ? packed_bytes : fragments_bytes)(*weight, bytes);
 }
 
 lowbit_status lowbit_pack(const lowbit_weight* weight, void* packed, size_t bytes, const lowbit_parallel* parallel) {
@@ -247,10 +249,18 @@ lowbit_status lowbit_quantize_rows(const void* x, lowbit_dtype dtype, int64_t m,
   return LOWBIT_OK;
 }
 
+int32_t lowbit_num_activation_formats(void) { return num_activation_formats; }
+
+lowbit_status lowbit_activation_format_get(lowbit_activation_format format, lowbit_activation_format_info* info) {
+  if (const lowbit_status status = check_activation_format(format)) return status;
+  const activation_format_row& f = activation_formats[format];
+  *info = {f.name, f.bits, f.block, static_cast<lowbit_dtype>(f.scale_dtype)};
+  return LOWBIT_OK;
+}
+
 lowbit_status lowbit_quantize(const lowbit_quantize_args* a) {
   if (const lowbit_status status = check_device(a->device, "device")) return status;
-  if (a->format < 0 || a->format >= num_activation_formats)
-    return fail(LOWBIT_INVALID_VALUE, "activation format %d: there are %d", a->format, num_activation_formats);
+  if (const lowbit_status status = check_activation_format(a->format)) return status;
   if (a->source < LOWBIT_PLAIN || a->source > LOWBIT_SILU_MUL)
     return fail(LOWBIT_INVALID_VALUE, "activation source %d: plain, rms_norm or silu_mul (0 to 2)", a->source);
   quantize_problem p{};

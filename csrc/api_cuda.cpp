@@ -31,8 +31,8 @@ lowbit_status check_usable() {
 }
 
 lowbit_status check_packed(const lowbit_weight& w, const void* packed, size_t bytes) {
-  if (const lowbit_status status = check_weight_description(w)) return status;
-  const size_t needed = static_cast<size_t>(fragment_offsets_of(w).total);
+  size_t needed = 0;
+  if (const lowbit_status status = fragments_bytes(w, &needed)) return status;
   if (bytes != needed)
     return fail(LOWBIT_INVALID_VALUE, "packed weight has %zu bytes: a %lld x %lld %s weight for CUDA has %zu", bytes,
                 static_cast<long long>(w.n), static_cast<long long>(w.k), format_at(w.format).name, needed);
@@ -80,7 +80,8 @@ lowbit_status lowbit_dequantize_packed_cuda(const lowbit_weight* weight, const v
 }
 
 lowbit_status lowbit_dequantize_cuda(const lowbit_weight* weight, void* out, lowbit_dtype dtype, void* stream) {
-  if (const lowbit_status status = check_weight_description(*weight)) return status;
+  size_t packed_bytes = 0;  // what GPUs do not hold they do not decode
+  if (const lowbit_status status = fragments_bytes(*weight, &packed_bytes)) return status;
   if (const lowbit_status status = check_float(dtype, "cannot dequantize to")) return status;
   if (const lowbit_status status = check_usable()) return status;
   if constexpr (cuda::built) return cuda::sm80::dequantize(*weight, out, dtype, stream);
@@ -89,6 +90,10 @@ lowbit_status lowbit_dequantize_cuda(const lowbit_weight* weight, void* out, low
 
 lowbit_status lowbit_encode_cuda(const lowbit_encode_args* args, void* stream) {
   if (const lowbit_status status = check_encode(*args)) return status;
+  const int bits = format_at(args->format).bits;
+  if (bits != 2 && bits != 4 && bits != 8)
+    return fail(LOWBIT_UNSUPPORTED, "%s has codes of %d bits: no kernel for CUDA writes them",
+                format_at(args->format).name, bits);
   if (const lowbit_status status = check_usable()) return status;
   if constexpr (cuda::built) return cuda::sm80::encode(*args, stream);
   return LOWBIT_UNSUPPORTED;

@@ -30,7 +30,7 @@ PAGE: list[tuple[str, list[Any]]] = [
     ("Quantizing", [lowbit.quantize, lowbit.Scheme, lowbit.QuantizedTensor, lowbit.relative_error]),
     ("Scale rules", list(lowbit.quantizers.rules.RULES.values())),
     ("Multiplying", [lowbit.linear]),
-    ("Layers and models", [lowbit.nn.Linear, lowbit.quantize_, lowbit.Report, lowbit.model.LayerReport]),
+    ("Layers and models", [lowbit.nn.Linear, lowbit.nn.BitLinear, lowbit.quantize_, lowbit.Report, lowbit.model.LayerReport]),
     (
         "Checkpoints",
         [

@@ -12,9 +12,20 @@ Array: TypeAlias = Any  # with __array__, __dlpack__ or the buffer protocol
 
 def formats() -> list[dict[str, Any]]: ...
 def packed_bytes(
-    format: str, n: int, k: int, group_n: int, group_k: int, scale_dtype: str, zero_point: bool
+    format: str,
+    n: int,
+    k: int,
+    group_n: int,
+    group_k: int,
+    scale_dtype: str,
+    zero_point: bool,
+    packed_for: str = "cpu",
 ) -> int: ...
-def describe(packed: Array) -> dict[str, Any]: ...
+def describe(packed: Array, size: int | None = None) -> dict[str, Any]: ...
+def weight_to_text(
+    format: str, n: int, k: int, group_n: int, group_k: int, scale_dtype: str, zero_point: bool
+) -> str: ...
+def weight_from_text(text: str) -> dict[str, Any]: ...
 def kernels() -> list[dict[str, Any]]: ...
 def explain(
     family: str,
@@ -48,6 +59,10 @@ def pack(
     group_k: int,
     k: int | None = None,
     global_scale: float = 1.0,
+    mins: Array | None = None,
+    super_scales: Array | None = None,
+    super_mins: Array | None = None,
+    scale_offset: float = 0.0,
     num_threads: int = 0,
 ) -> NDArray[np.uint8]: ...
 def unpack(packed: Array, *, num_threads: int = 0) -> dict[str, Any]: ...
@@ -62,6 +77,10 @@ def dequantize(
     group_k: int,
     k: int | None = None,
     global_scale: float = 1.0,
+    mins: Array | None = None,
+    super_scales: Array | None = None,
+    super_mins: Array | None = None,
+    scale_offset: float = 0.0,
     dtype: str = "float32",
     num_threads: int = 0,
 ) -> NDArray[Any]: ...

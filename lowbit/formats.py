@@ -13,7 +13,7 @@ from lowbit._load import core
 # The floating-point dtypes of activations, weights and free scales.
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
-_SCALES = (*FLOATS, torch.float8_e8m0fnu, torch.float8_e4m3fn)
+_SCALES = (*FLOATS, torch.float8_e8m0fnu, torch.float8_e4m3fn, torch.int8, torch.uint8)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -39,12 +39,20 @@ class Format:
 
     Attributes:
         name: as published: ``"int4"``, ``"fp8_e4m3"``, ``"mxfp4"``, ...
-        bits: per code, 4 or 8.
+        bits: per code: 2, 3, 4, 5, 6 or 8.
         block_n, block_k: rows and columns of the weight that share a scale; 0: the caller's choice.
         scale_dtype: name of the dtype that scales must have; None: float32, float16 or bfloat16 as the caller likes.
         zero_point: zero points are allowed (the integer formats).
         global_scale: the tensor has one more fp32 factor.
         values: float32 [2 ** bits], the value of every code; NaN and infinities where a code stands for them.
+        integer: the ``integer`` family multiplies by it.
+        signed_scales: scales may be negative.
+        minimum: every group has a minimum beside its scale: W = value * scale + min.
+        super_groups: scales have two levels, and so many groups share a super scale: scale = ``scales`` *
+            ``super_scales`` + ``scale_offset``, and minima likewise; 0: one level.
+        super_dtype: name of the dtype of super scales.
+        super_flat: groups are counted on from row to row; else each row begins a new super block.
+        scale_values: float32 [256], what uint8 scales stand for; None: they have none.
     """
 
     name: str
@@ -55,6 +63,13 @@ class Format:
     zero_point: bool
     global_scale: bool
     values: torch.Tensor = field(repr=False, compare=False)
+    integer: bool
+    signed_scales: bool
+    minimum: bool
+    super_groups: int
+    super_dtype: str
+    super_flat: bool
+    scale_values: torch.Tensor | None = field(repr=False, compare=False)
 
     @cached_property
     def lowest(self) -> float:
@@ -70,7 +85,8 @@ class Format:
     def storage(self) -> torch.dtype:
         """The dtype of ``QuantizedTensor.codes``.
 
-        uint8 with two 4-bit codes in a byte, else the 8-bit dtype of torch whose own values are this format's.
+        uint8, a stream of bits (``pack_codes``), for codes below 8 bits, else the 8-bit dtype of torch whose own values
+        are this format's.
         """
         if self.bits < 8:
             return torch.uint8
@@ -81,10 +97,16 @@ class Format:
         return torch.uint8
 
     @cached_property
+    def fits_e4m3(self) -> bool:
+        """Every finite value is one of e4m3's, and the format is no integer one: ``"fp8"`` activations multiply it."""
+        finite = self.values[self.values.isfinite()]
+        return not self.integer and torch.equal(finite.to(torch.float8_e4m3fn).float(), finite)
+
+    @cached_property
     def first_bad_code(self) -> int | None:
-        """Codes whose low bits are at least this are NaN or infinite, the others finite; None: all are finite."""
+        """8-bit codes whose low bits are at least this are NaN or infinite, the others finite; None: all are finite."""
         bad = ~self.values.isfinite()
-        if not bad.any():
+        if self.bits < 8 or not bad.any():
             return None
         magnitude = torch.arange(len(self.values), device="cpu") & (len(self.values) // 2 - 1)
         first = int(magnitude[bad].min())
@@ -96,12 +118,27 @@ class Format:
         """Bytes of one row of k codes."""
         return -(-k * self.bits // 8)
 
+    def super_shape(self, shape: tuple[int, int], group: tuple[int, int]) -> tuple[int, ...] | None:
+        """Shape of the super scales of a weight of ``shape`` in groups of ``group``; None: scales have one level."""
+        if not self.super_groups:
+            return None
+        rows, columns = num_groups(shape, group)
+        if self.super_flat:
+            return (-(-rows * columns // self.super_groups),)
+        return (rows, -(-columns // self.super_groups))
+
 
 @cache
 def table() -> dict[str, Format]:
     """Every format, by name, in the core's order."""
     rows = (dict(row) for row in core().formats())
-    return {row["name"]: Format(**{**row, "values": torch.from_numpy(row["values"].copy())}) for row in rows}
+    tables = ("values", "scale_values")
+    return {
+        row["name"]: Format(
+            **{**row, **{t: None if row[t] is None else torch.from_numpy(row[t].copy()) for t in tables}}
+        )
+        for row in rows
+    }
 
 
 def get(name: str) -> Format:
@@ -124,3 +161,31 @@ def describe_shape(shape: tuple[int, ...]) -> str:
 def num_groups(shape: tuple[int, int], group: tuple[int, int]) -> tuple[int, int]:
     """Rows and columns of the scales of a weight of ``shape`` in groups of ``group``; the last ones may be short."""
     return math.ceil(shape[0] / group[0]), math.ceil(shape[1] / group[1])
+
+
+def pack_codes(numbers: torch.Tensor, bits: int) -> torch.Tensor:
+    """uint8 [rows, columns] of numbers below 2^bits -> uint8 [rows, ceil(columns * bits / 8)].
+
+    A row is a little-endian stream of bits: number 0 is in the low bits of byte 0, and one that does not fit into a
+    byte goes on in the low bits of the next. So are compressed-tensors' int32 words (``pack_to_int32``, 1 to 8 bits).
+    """
+    rows, columns = numbers.shape
+    eights = torch.nn.functional.pad(numbers, (0, -columns % 8)).view(rows, -1, 8).long()
+    words = (eights << _shifts(bits, numbers.device)).sum(-1)  # sums of disjoint bits
+    octets = words.view(torch.uint8).view(rows, -1, 8)[..., :bits]
+    return octets.reshape(rows, -1)[:, : -(-columns * bits // 8)]
+
+
+def unpack_codes(codes: torch.Tensor, bits: int, columns: int) -> torch.Tensor:
+    """The inverse of ``pack_codes``: uint8 [rows, columns] from uint8 [rows, at least ceil(columns * bits / 8)]."""
+    rows = codes.shape[0]
+    codes = codes[:, : -(-columns * bits // 8)]
+    octets = torch.nn.functional.pad(codes, (0, -codes.shape[1] % bits)).view(rows, -1, bits)
+    words = torch.nn.functional.pad(octets, (0, 8 - bits)).contiguous().view(torch.int64)
+    numbers = (words >> _shifts(bits, codes.device)) & (2**bits - 1)
+    result: torch.Tensor = numbers.to(torch.uint8).view(rows, -1)[:, :columns]
+    return result
+
+
+def _shifts(bits: int, device: torch.device) -> torch.Tensor:
+    return torch.arange(0, 8 * bits, bits, device=device)

@@ -21,6 +21,8 @@ def linear(
     symmetric: bool = True,
     x_scale: Tensor | float | None = None,
     x_zero_point: Tensor | int | None = None,
+    x_group: int | None = None,
+    accum: str = "promoted",
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """As ``torch.nn.functional.linear`` with a quantized weight: y = x W^T + bias.
@@ -32,14 +34,18 @@ def linear(
         weight: [n, k]. A ``QuantizedTensor`` is packed by its first use, and holds the packed form from then on. A
             tensor is taken for a packed weight: uint8 [packed bytes].
         bias: [n] float32, float16 or bfloat16.
-        activation: None multiplies in floating point. ``"int8"`` (int4 and int8 weights) quantizes x and sums
-            integers exactly.
+        activation: None multiplies in floating point. ``"int8"`` (integer weights) quantizes x and sums integers
+            exactly. ``"fp8"`` (fp8 and fp4 weights, CUDA devices) quantizes x to e4m3.
         symmetric: False gives every row of x a zero point as well. Only ``activation="int8"`` without ``x_scale``.
         x_scale: None: every row of x gets a scale of its own. Else the static scale of x, one number or one for
             each row ([1] or [rows]), positive: x = (q - x_zero_point) * x_scale.
         x_zero_point: with ``x_scale``, in -128 .. 127, as many as scales; None: 0.
-        out_dtype: float32, float16 or bfloat16; None: x's (float32 where x is int8), or autocast's. Only
-            ``activation="int8"``.
+        x_group: 128 gives every 128 columns of a row a scale of their own: x_scale, if given, is [rows,
+            ceil(k / 128)]. Only ``activation="fp8"``.
+        accum: ``"promoted"`` adds the sums of 128 columns in fp32, ``"fast"`` leaves more of them to the tensor core,
+            which adds with fewer bits. Only ``activation="fp8"``.
+        out_dtype: float32, float16 or bfloat16; None: x's (float32 where x is int8 or e4m3), or autocast's. Only with
+            an ``activation``.
 
     Returns:
         [..., n].
@@ -52,10 +58,10 @@ def linear(
         weight = QuantizedTensor.from_packed(weight)
     n, k = weight.shape
     packed = weight.pack()
-    if activation not in (None, "int8"):
-        raise ValueError(f"activation is {activation!r}: it must be None or 'int8'")
-    static = activation == "int8" and x_scale is not None
-    check_activation(x, k, packed.device, int8=static)
+    if activation not in (None, "int8", "fp8"):
+        raise ValueError(f"activation is {activation!r}: it must be None, 'int8' or 'fp8'")
+    quantized = None if x_scale is None or activation is None else _QUANTIZED[activation]
+    check_activation(x, k, packed.device, quantized)
     check_bias(bias, n, packed.device)
     if activation is None:
         given = [
@@ -64,22 +70,78 @@ def linear(
                 ("symmetric", symmetric, True),
                 ("x_scale", x_scale, None),
                 ("x_zero_point", x_zero_point, None),
+                ("x_group", x_group, None),
+                ("accum", accum, "promoted"),
                 ("out_dtype", out_dtype, None),
             )
-            if value is not default
+            if value is not default and value != default
         ]
         if given:
-            raise ValueError(f"{', '.join(given)}: only activation='int8' takes this")
-        result: Tensor = ops.weight_only(x, packed, bias, n)
+            raise ValueError(f"{', '.join(given)}: only activation='int8' or 'fp8' takes this")
+        result: Tensor = ops.weight_only(x, packed, bias, n, weight.description)
         return result
-    if not weight.format.zero_point:
+    if activation == "fp8":
+        return _linear_fp8(x, weight, packed, bias, symmetric, x_scale, x_zero_point, x_group, accum, out_dtype)
+    if x_group is not None or accum != "promoted":
+        raise ValueError("x_group, accum: only activation='fp8' takes this")
+    if not weight.format.integer:
         raise ValueError(f"activation is 'int8': it needs an integer weight, not {weight.format.name}")
     if x_scale is None and x_zero_point is not None:
         raise ValueError("x_zero_point without x_scale: give both, or none for dynamic quantization")
     scale = zero_point = None
     if x_scale is not None:
         scale, zero_point = static_scale(x_scale, x_zero_point, packed.device, x.numel() // k)
-    return integer(x, packed, bias, n, scale, zero_point, symmetric, out_dtype, torch.float32)
+    return integer(x, packed, bias, n, scale, zero_point, symmetric, out_dtype, torch.float32, weight.description)
+
+
+def _linear_fp8(
+    x: Tensor,
+    weight: QuantizedTensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    symmetric: bool,
+    x_scale: Tensor | float | None,
+    x_zero_point: Tensor | int | None,
+    x_group: int | None,
+    accum: str,
+    out_dtype: torch.dtype | None,
+) -> Tensor:
+    if not weight.format.fits_e4m3:
+        raise ValueError(f"activation is 'fp8': it needs a weight whose values e4m3 has, not {weight.format.name}")
+    if packed.device.type == "cpu":
+        raise ValueError("activation is 'fp8': the CPU has no fp8 product; None multiplies the same weight there")
+    if not symmetric or x_zero_point is not None:
+        raise ValueError("symmetric, x_zero_point: fp8 activations have no zero points")
+    if x_group not in (None, 128):
+        raise ValueError(f"x_group is {x_group}: it must be None or 128")
+    if accum not in ("promoted", "fast"):
+        raise ValueError(f"accum is {accum!r}: it must be 'promoted' or 'fast'")
+    scale = None
+    if x_scale is not None:
+        rows = x.numel() // weight.shape[1]
+        numbers = rows * -(-weight.shape[1] // x_group) if x_group else rows
+        scale, _ = static_scale(x_scale, None, packed.device, numbers)
+        if x_group and scale.numel() != numbers:
+            raise ValueError(f"x_scale has {scale.numel()} numbers: with x_group it must have {numbers}")
+    return fp8(x, packed, bias, weight.shape[0], scale, x_group, accum, out_dtype, torch.float32, weight.description)
+
+
+def fp8(
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    n: int,
+    x_scale: Tensor | None,
+    x_group: int | None,
+    accum: str,
+    out_dtype: torch.dtype | None,
+    fp8_out_dtype: torch.dtype,
+    description: str | None,
+) -> Tensor:
+    """The ``fp8`` op, its result in ``out_dtype``, else in x's dtype, else (x is e4m3) in ``fp8_out_dtype``."""
+    dtype = _out_dtype(x, out_dtype, fp8_out_dtype)
+    result: Tensor = ops.fp8(x, packed, bias, n, x_scale, x_group or 0, accum == "fast", dtype, description)
+    return result
 
 
 def integer(
@@ -92,34 +154,54 @@ def integer(
     symmetric: bool,
     out_dtype: torch.dtype | None,
     int8_out_dtype: torch.dtype,
+    description: str | None,
 ) -> Tensor:
     """The ``integer`` op, its result in ``out_dtype``, else in x's dtype, else (x is int8) in ``int8_out_dtype``."""
-    if out_dtype is None:
-        out_dtype = x.dtype if x.is_floating_point() else int8_out_dtype
-    elif out_dtype not in FLOATS:
-        raise TypeError(f"out_dtype is {dtype_name(out_dtype)}: it must be float32, float16 or bfloat16")
-    result: Tensor = ops.integer(x, packed, bias, n, x_scale, x_zero_point, symmetric, out_dtype)
+    dtype = _out_dtype(x, out_dtype, int8_out_dtype)
+    result: Tensor = ops.integer(x, packed, bias, n, x_scale, x_zero_point, symmetric, dtype, description)
     return result
 
 
-def check_activation(x: Any, k: int, device: torch.device, int8: bool = False) -> None:
-    """Refuses an x that the ops do not take: cheap, as every forward pass calls it."""
+def _out_dtype(x: Tensor, wanted: torch.dtype | None, of_quantized: torch.dtype) -> torch.dtype:
+    if wanted is None:
+        return x.dtype if x.dtype in FLOATS else of_quantized
+    if wanted not in FLOATS:
+        raise TypeError(f"out_dtype is {dtype_name(wanted)}: it must be float32, float16 or bfloat16")
+    return wanted
+
+
+# What x may be already where its static scale is given.
+_QUANTIZED = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+
+
+def check_activation(x: Any, k: int, device: torch.device, quantized: torch.dtype | None = None) -> None:
+    """Refuses an x that the ops do not take: cheap, as every forward pass calls it.
+
+    Args:
+        quantized: the dtype that x may have besides floats.
+    """
     if (
         not isinstance(x, Tensor)
-        or not (x.dtype in FLOATS or (int8 and x.dtype == torch.int8))
+        or not (x.dtype in FLOATS or x.dtype == quantized)
         or x.dim() == 0
         or x.shape[-1] != k
         or x.device != device
     ):
-        _refuse_activation(x, k, device, int8)
+        _refuse_activation(x, k, device, quantized)
 
 
-def _refuse_activation(x: Any, k: int, device: torch.device, int8: bool) -> NoReturn:
+def _refuse_activation(x: Any, k: int, device: torch.device, quantized: torch.dtype | None) -> NoReturn:
     if not isinstance(x, Tensor):
         raise TypeError(f"x is a {type(x).__name__}: it must be a torch.Tensor")
-    if not (x.dtype in FLOATS or (int8 and x.dtype == torch.int8)):
-        allowed = "float32, float16, bfloat16 or int8" if int8 else "float32, float16 or bfloat16"
-        hint = " (int8 needs activation='int8' and a static scale)" if x.dtype == torch.int8 else ""
+    if not (x.dtype in FLOATS or x.dtype == quantized):
+        allowed = "float32, float16 or bfloat16"
+        if quantized:
+            allowed = f"float32, float16, bfloat16 or {dtype_name(quantized)}"
+        hint = "".join(
+            f" ({dtype_name(x.dtype)} needs activation={name!r} and a static scale)"
+            for name, dtype in _QUANTIZED.items()
+            if x.dtype == dtype
+        )
         raise TypeError(f"x is {dtype_name(x.dtype)}: it must be {allowed}{hint}")
     if x.dim() == 0 or x.shape[-1] != k:
         raise ValueError(f"x is {describe_shape(tuple(x.shape))}: its last dimension must be {k}, the inputs of W")

@@ -152,7 +152,7 @@ def summary() -> str:
     c = core()
     lines = ["lowbit " + c.version()]
     lines += [f"  {name:<11}{value}" for name, value in versions().items() if name != "lowbit"]
-    build = {name: value for name, value in c.build_info().items() if value is not None and name != "version"}
+    build = {name: value for name, value in c.build_info().items() if value and name != "version"}
     lines.append("  built with " + ", ".join(f"{name} {value}" for name, value in build.items()))
     lines += ["", f"CPU: {' '.join(c.cpu_features())}", "CPU levels, worst first:"]
     for isa in c.cpu_isas():
@@ -169,9 +169,10 @@ def summary() -> str:
         lines.append(f"  device {index}: {device['name']}, sm_{device['arch']}, {size}")
     lines += ["", "formats:"]
     for fmt in formats.table().values():
-        block = f"blocks of {fmt.block_n} x {fmt.block_k}" if fmt.block_k else "any group"
+        block = "any group" + (" of one row" if fmt.block_n == 1 else "")
+        block = f"blocks of {fmt.block_n} x {fmt.block_k}" if fmt.block_k else block
         also = (", zero points" if fmt.zero_point else "") + (", global scale" if fmt.global_scale else "")
-        lines.append(f"  {fmt.name:<10}{fmt.bits} bits, {block}, {fmt.scale_dtype or 'float'} scales{also}")
+        lines.append(f"  {fmt.name:<12}{fmt.bits} bits, {block}, {fmt.scale_dtype or 'float'} scales{also}")
     kernels = c.kernels()
     runnable = sum(1 for kernel in kernels if kernel["runnable"])
     lines += ["", f"kernels: {len(kernels)} built, {runnable} runnable here"]

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lowbit.formats import describe_shape
-from lowbit.nn import Linear
+from lowbit.nn import BitLinear, Linear
 from lowbit.quantizers import quantize, relative_error
 from lowbit.quantizers.scheme import Scheme
 from lowbit.tensor import QuantizedTensor
@@ -116,8 +116,8 @@ def quantize_(
     that appears in several places of the model is replaced in all.
 
     Matched layers that cannot be replaced without changing what they compute are left alone, and the report says
-    why: subclasses with a forward of their own, parametrized weights, the output projection of
-    ``nn.MultiheadAttention`` (which reads ``weight`` itself).
+    why: subclasses with a forward of their own (``lowbit.nn.BitLinear`` becomes "BITNET" and nothing else),
+    parametrized weights, the output projection of ``nn.MultiheadAttention`` (which reads ``weight`` itself).
 
     Args:
         model: on the CPU; layers on the meta device become quantized layers there, to be loaded.
@@ -150,7 +150,7 @@ def quantize_(
     elements = sum(module.weight.numel() for _, module, _ in matches)
     with _ProgressBar(elements, progress) as bar:
         for name, module, layer_scheme in matches:
-            reason = _why_not(module)
+            reason = _why_not(module, layer_scheme)
             if reason:
                 rows.append(_row(name, module, note=f"left as it is: {reason}"))
                 continue
@@ -255,13 +255,15 @@ def _matches(
     return found
 
 
-def _why_not(module: nn.Linear) -> str:
+def _why_not(module: nn.Linear, scheme: Scheme) -> str:
     """Why the layer cannot be replaced; nothing: it can."""
+    if type(module) is BitLinear and scheme.name != "BITNET":
+        return "it was trained for BITNET"
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return "nn.MultiheadAttention reads its weight"
     if torch.nn.utils.parametrize.is_parametrized(module):
         return "its weight is parametrized"
-    if type(module).forward is not nn.Linear.forward or "forward" in vars(module):
+    if type(module).forward not in (nn.Linear.forward, BitLinear.forward) or "forward" in vars(module):
         return f"{type(module).__name__} has a forward of its own"
     return ""
 

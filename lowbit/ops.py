@@ -10,12 +10,15 @@ autocast does to them. Everything in the package calls them through ``ops``.
 ``dequantize_packed``     [n, k] from a packed weight
 ``dequantize``            [n, k] from the canonical form
 ``encode``                codes from weights and divisors
+``fp8``                   the same with x quantized to e4m3; CUDA alone
 ``quantize_rows``         int8 activations as ``integer`` makes them
+``quantize_activation``   activations in any low precision, also behind RMSNorm or SiLU * up
 ========================  =============================================================================================
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -34,7 +37,9 @@ ops: Any = getattr(torch.ops, NAMESPACE)
 # ---- fake kernels: shapes and dtypes of the results, with symbolic sizes ----
 
 
-def _fake_weight_only(x: Tensor, packed: Tensor, bias: Tensor | None, n: int) -> Tensor:
+def _fake_weight_only(
+    x: Tensor, packed: Tensor, bias: Tensor | None, n: int, description: str | None = None
+) -> Tensor:
     return x.new_empty((*x.shape[:-1], n))
 
 
@@ -47,6 +52,21 @@ def _fake_integer(
     x_zero_point: Tensor | None,
     symmetric: bool,
     out_dtype: torch.dtype,
+    description: str | None = None,
+) -> Tensor:
+    return x.new_empty((*x.shape[:-1], n), dtype=out_dtype)
+
+
+def _fake_fp8(
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    n: int,
+    x_scale: Tensor | None,
+    x_group: int,
+    fast: bool,
+    out_dtype: torch.dtype,
+    description: str | None = None,
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], n), dtype=out_dtype)
 
@@ -61,22 +81,28 @@ def _fake_pack(
     k: int,
     group_n: int,
     group_k: int,
+    *beside: Any,
 ) -> Tensor:
     sizes = (n, k, group_n, group_k)
     if all(isinstance(size, int) for size in sizes):
         fmt = formats.get(format)
         scale_dtype = fmt.scale_dtype or formats.dtype_name(scales.dtype)
-        size: Any = core().packed_bytes(format, *sizes, scale_dtype, zero_points is not None)
+        layout = "cuda" if codes.device.type == "cuda" else "cpu"
+        size: Any = core().packed_bytes(format, *sizes, scale_dtype, zero_points is not None, layout)
     else:  # the layout is the core's affair: its size as a formula of symbols is not known here
         size = torch.library.get_ctx().new_dynamic_size()
     return codes.new_empty((size,), dtype=torch.uint8)
 
 
-def _fake_unpack(packed: Tensor, codes: Tensor, scales: Tensor, zero_points: Tensor | None) -> None:
+def _fake_unpack(
+    packed: Tensor, codes: Tensor, scales: Tensor, zero_points: Tensor | None, *beside: Tensor | str | None
+) -> None:
     return None
 
 
-def _fake_dequantize_packed(packed: Tensor, n: int, k: int, dtype: torch.dtype) -> Tensor:
+def _fake_dequantize_packed(
+    packed: Tensor, n: int, k: int, dtype: torch.dtype, description: str | None = None
+) -> Tensor:
     return packed.new_empty((n, k), dtype=dtype)
 
 
@@ -91,6 +117,7 @@ def _fake_dequantize(
     group_n: int,
     group_k: int,
     dtype: torch.dtype,
+    *beside: Any,
 ) -> Tensor:
     return codes.new_empty((n, k), dtype=dtype)
 
@@ -111,9 +138,48 @@ def _fake_quantize_rows(x: Tensor, symmetric: bool) -> tuple[Tensor, Tensor, Ten
     )
 
 
+def _fake_quantize_activation(
+    x: Tensor,
+    format: str,
+    source: str,
+    other: Tensor | None,
+    weight: Tensor | None,
+    epsilon: float,
+    global_scale: Tensor | None,
+    power_of_two: bool,
+    swizzled: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    m, k = x.shape
+    bits, block, scale_dtype = activation_formats()[format]
+    blocks = -(-k // block) if block else 1
+    if swizzled:
+        scales: tuple[Any, ...] = (-(-m // 128) * -(-blocks // 4) * 512,)
+    else:
+        scales = (m, blocks) if block else (m,)
+    sums = source == "rms_norm" and other is not None
+    return (
+        x.new_empty((m, -(-k * bits // 8)), dtype=torch.int8 if format.startswith("int8") else torch.uint8),
+        x.new_empty(scales, dtype=scale_dtype),
+        x.new_empty((m if format == "int8_asymmetric" else 0,), dtype=torch.int32),
+        x.new_empty((m if sums else 0, k)),
+    )
+
+
+@cache
+def activation_formats() -> dict[str, tuple[int, int, torch.dtype]]:
+    """Of ``quantize_activation``: bits, columns that share a scale (0: all), dtype of scales as the op gives them."""
+    dtypes = {"float32": torch.float32}
+    return {
+        row["name"]: (row["bits"], row["block"], dtypes.get(row["scale_dtype"], torch.uint8))
+        for row in core().activation_formats()
+    }
+
+
 for _name, _fake in (
     ("weight_only", _fake_weight_only),
     ("integer", _fake_integer),
+    ("fp8", _fake_fp8),
+    ("quantize_activation", _fake_quantize_activation),
     ("pack", _fake_pack),
     ("unpack", _fake_unpack),
     ("dequantize_packed", _fake_dequantize_packed),
@@ -127,7 +193,7 @@ for _name, _fake in (
 # ---- gradients: of the activation and the bias; the weight is frozen ----
 #
 # weight_only: dx = dy W, W decoded to the dtype of dy.
-# integer: the same. Rounding x to int8 has no gradient; it is passed straight through, as quantization-aware
+# integer, fp8: the same. Rounding x has no gradient; it is passed straight through, as quantization-aware
 # training does.
 
 
@@ -138,26 +204,27 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.x_dtype = x.dtype
     ctx.bias_dtype = None if bias is None else bias.dtype
     ctx.num_inputs = len(inputs)
+    ctx.description = inputs[-1]
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     (packed,) = ctx.saved_tensors
     grad_x = grad_bias = None
     if ctx.needs_input_grad[0]:
-        weight = ops.dequantize_packed(packed, grad.shape[-1], ctx.k, grad.dtype)
+        weight = ops.dequantize_packed(packed, grad.shape[-1], ctx.k, grad.dtype, ctx.description)
         grad_x = (grad @ weight).to(ctx.x_dtype)
     if ctx.needs_input_grad[2]:
         grad_bias = grad.flatten(0, -2).sum(0).to(ctx.bias_dtype)
     return (grad_x, None, grad_bias, *[None] * (ctx.num_inputs - 3))
 
 
-for _name in ("weight_only", "integer"):
+for _name in ("weight_only", "integer", "fp8"):
     torch.library.register_autograd(f"{NAMESPACE}::{_name}", _backward, setup_context=_setup_context)
 
 
 # ---- autocast: as F.linear, the result has autocast's dtype ----
 #
-# weight_only: x and bias are cast to it. integer: x is quantized anyway and stays as it is; a floating-point
+# weight_only: x and bias are cast to it. integer, fp8: x is quantized anyway and stays as it is; a floating-point
 # out_dtype becomes autocast's.
 
 _library: Any = torch.library.Library(NAMESPACE, "IMPL")  # type: ignore[no-untyped-call]
@@ -167,10 +234,13 @@ def _autocast_dtype(tensor: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(tensor.device.type)
 
 
-def _autocast_weight_only(x: Tensor, packed: Tensor, bias: Tensor | None, n: int) -> Tensor:
+def _autocast_weight_only(
+    x: Tensor, packed: Tensor, bias: Tensor | None, n: int, description: str | None = None
+) -> Tensor:
     dtype = _autocast_dtype(x)
     with torch.autocast(x.device.type, enabled=False):
-        result: Tensor = ops.weight_only(x.to(dtype), packed, None if bias is None else bias.to(dtype), n)
+        bias = None if bias is None else bias.to(dtype)
+        result: Tensor = ops.weight_only(x.to(dtype), packed, bias, n, description)
     return result
 
 
@@ -183,12 +253,32 @@ def _autocast_integer(
     x_zero_point: Tensor | None,
     symmetric: bool,
     out_dtype: torch.dtype,
+    description: str | None = None,
 ) -> Tensor:
     dtype = _autocast_dtype(x)
     with torch.autocast(x.device.type, enabled=False):
-        result: Tensor = ops.integer(x, packed, bias, n, x_scale, x_zero_point, symmetric, dtype)
+        result: Tensor = ops.integer(x, packed, bias, n, x_scale, x_zero_point, symmetric, dtype, description)
     return result
 
 
-_library.impl("weight_only", _autocast_weight_only, "AutocastCPU")
-_library.impl("integer", _autocast_integer, "AutocastCPU")
+def _autocast_fp8(
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    n: int,
+    x_scale: Tensor | None,
+    x_group: int,
+    fast: bool,
+    out_dtype: torch.dtype,
+    description: str | None = None,
+) -> Tensor:
+    dtype = _autocast_dtype(x)
+    with torch.autocast(x.device.type, enabled=False):
+        result: Tensor = ops.fp8(x, packed, bias, n, x_scale, x_group, fast, dtype, description)
+    return result
+
+
+for _key in ("AutocastCPU", "AutocastCUDA"):
+    _library.impl("weight_only", _autocast_weight_only, _key)
+    _library.impl("integer", _autocast_integer, _key)
+    _library.impl("fp8", _autocast_fp8, _key)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,11 +14,54 @@ from lowbit._load import core
 from lowbit.formats import Format, describe_shape, dtype_name, num_groups
 from lowbit.ops import ops
 
-Canonical = tuple[Tensor, Tensor, Tensor | None]  # codes, scales, zero points
+
+class Canonical(NamedTuple):
+    """The tensors of a weight: what checkpoints hold. None: the format, or this weight, has none.
+
+    Attributes:
+        codes: [n, k] in the format's 8-bit dtype, or uint8 [n, ceil(k * bits / 8)].
+        scales: [ceil(n / group_n), ceil(k / group_k)].
+        zero_points: int8, the shape of ``scales``.
+        mins: the shape and dtype of ``scales``.
+        super_scales: the second level of ``scales``, ``Format.super_shape``.
+        super_mins: that of ``mins``.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    zero_points: Tensor | None = None
+    mins: Tensor | None = None
+    super_scales: Tensor | None = None
+    super_mins: Tensor | None = None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Canonical:
+        """The function of each tensor that there is."""
+        codes, scales, *beside = self
+        return Canonical(function(codes), function(scales), *(None if t is None else function(t) for t in beside))
+
+    def rows(self, begin: int, end: int, group_n: int) -> Canonical:
+        """Those of rows [begin, end) of the weight."""
+        groups = slice(begin // group_n, -(-end // group_n))
+        return self.map(lambda tensor: tensor[groups])._replace(codes=self.codes[begin:end])
+
+    def for_ops(self) -> Canonical:
+        """As the ops take them: codes and 8-bit floats as bytes, since the format says what they are."""
+        float8 = self.map(lambda t: t.view(torch.uint8) if t.is_floating_point() and t.element_size() == 1 else t)
+        return float8._replace(codes=_bytes(self.codes))
+
+_HEADER_BYTES = 256  # of a packed weight, which describe it
+
+
+def layout_on(device: torch.device) -> str:
+    """``"cpu"`` or ``"cuda"``: the packed form that the ops of a device take (a build for tests emulates CUDA)."""
+    return "cuda" if device.type == "cuda" or core().build_info()["emulated"] else "cpu"
 
 
 class QuantizedTensor:
-    """A weight in low precision: W[i][j] = (value(code) - zero_point) * scale * global_scale.
+    """A weight in low precision: W[i][j] = ((value(code) - zero_point) * scale + min) * global_scale.
+
+    Where the format's scales have two levels (``Format.super_groups``), scale = ``scales`` * ``super_scales`` +
+    ``scale_offset`` and min = ``mins`` * ``super_mins``, each of the group and of the block of groups around it.
 
     Its canonical form is what checkpoints hold and depends on no device. Packing is an exact permutation of it for
     the kernels. The object holds one of the two, never both: ``pack()`` (and the first ``lowbit.linear``) turns it
@@ -24,16 +69,20 @@ class QuantizedTensor:
     asked for.
 
     Args:
-        codes: [n, k] of the format's 8-bit dtype, or uint8 [n, ceil(k / 2)] with element 0 in the low four bits
-            (int4: value + 8).
+        codes: [n, k] of the format's 8-bit dtype, or uint8 [n, ceil(k * bits / 8)], a little-endian stream of bits with
+            element 0 in the low bits of byte 0 (int4: value + 8, int2: value + 2, ...).
         scales: [ceil(n / group_n), ceil(k / group_k)] of float32, float16, bfloat16 or the dtype that the format
             says; uint8 is taken for the bytes of an 8-bit one.
         zero_points: int8 of the same shape, in the units of value(); None: 0.
         format: a format's name.
-        shape: (n, k); None: as the codes say (4-bit: k is even).
+        shape: (n, k); None: as many codes in a row as its bytes hold.
         group: (group_n, group_k), the rectangle of weights that shares a scale; None: a row.
         global_scale: one more factor, for formats that have it.
-        signed_scales: True allows negative scales (the rule ``"signed_max"`` makes them) in integer formats.
+        signed_scales: True allows negative scales (the rule ``"signed_max"`` makes them) in integer formats. Those
+            of GGUF's blocks may always have them.
+        mins, super_scales, super_mins: what formats with minima, and with scales of two levels, have beside: see
+            ``Canonical``.
+        scale_offset: of formats whose scales are codes (uint8).
 
     Raises:
         TypeError: a tensor of the wrong dtype.
@@ -52,6 +101,10 @@ class QuantizedTensor:
         group: tuple[int, int] | None = None,
         global_scale: float = 1.0,
         signed_scales: bool = False,
+        mins: Tensor | None = None,
+        super_scales: Tensor | None = None,
+        super_mins: Tensor | None = None,
+        scale_offset: float = 0.0,
     ) -> None:
         fmt = formats.get(format)
         _check_tensor("codes", codes, fmt.storage)
@@ -73,17 +126,30 @@ class QuantizedTensor:
             _check_tensor("zero points", zero_points, torch.int8)
             _check_shape("zero points", zero_points, (n, k), group)
             _same_device("zero points", zero_points, codes)
+        super_dtype = formats.dtype_of(fmt.super_dtype)
+        super_shape = fmt.super_shape((n, k), group)
+        groups = num_groups((n, k), group)
+        _check_beside("mins", mins, scales.dtype, groups if fmt.minimum else None, codes, fmt)
+        _check_beside("super scales", super_scales, super_dtype, super_shape, codes, fmt)
+        _check_beside("super mins", super_mins, super_dtype, super_shape if fmt.minimum else None, codes, fmt)
+        scale_offset = float(scale_offset)
+        if not math.isfinite(scale_offset) or (fmt.scale_values is None and scale_offset):
+            expected = f"0, {fmt.name} has none" if fmt.scale_values is None else "finite"
+            raise ValueError(f"scale offset is {scale_offset}: it must be {expected}")
         global_scale = float(global_scale)
         if not (0 < global_scale < float("inf")) or (not fmt.global_scale and global_scale != 1):
             expected = "positive and finite" if fmt.global_scale else f"1, {fmt.name} has none"
             raise ValueError(f"global scale is {global_scale}: it must be {expected}")
         if codes.device.type != "meta":
-            _check_scales(scales, signed_scales and fmt.zero_point)
+            _check_scales("scales", scales, fmt.signed_scales and (signed_scales or not fmt.integer))
+            for what, tensor in (("mins", mins), ("super scales", super_scales), ("super mins", super_mins)):
+                if tensor is not None:
+                    _check_scales(what, tensor, True)
             _check_zero_points(zero_points, fmt)
-            _check_codes(codes, fmt)
-        self._set(fmt, (n, k), group, scales.dtype, zero_points is not None, global_scale)
-        zero_points = None if zero_points is None else zero_points.contiguous()
-        self._canonical: Canonical | None = (codes.contiguous(), scales.contiguous(), zero_points)
+            _check_codes(codes, fmt, k)
+        self._set(fmt, (n, k), group, scales.dtype, zero_points is not None, global_scale, scale_offset)
+        canonical = Canonical(codes, scales, zero_points, mins, super_scales, super_mins)
+        self._canonical: Canonical | None = canonical.map(Tensor.contiguous)
         self._packed: Tensor | None = None
 
     def _set(
@@ -94,6 +160,7 @@ class QuantizedTensor:
         scale_dtype: torch.dtype,
         has_zero_points: bool,
         global_scale: float,
+        scale_offset: float,
     ) -> None:
         self.format = format
         self.shape = shape
@@ -101,6 +168,7 @@ class QuantizedTensor:
         self.scale_dtype = scale_dtype
         self.has_zero_points = has_zero_points
         self.global_scale = global_scale
+        self.scale_offset = scale_offset
 
     @classmethod
     def trusted(
@@ -113,34 +181,46 @@ class QuantizedTensor:
         shape: tuple[int, int],
         group: tuple[int, int],
         global_scale: float,
+        mins: Tensor | None = None,
+        super_scales: Tensor | None = None,
+        super_mins: Tensor | None = None,
+        scale_offset: float = 0.0,
     ) -> QuantizedTensor:
         """From tensors that are known to be right and contiguous: nothing is checked."""
         self = cls.__new__(cls)
-        self._set(format, shape, group, scales.dtype, zero_points is not None, global_scale)
-        self._canonical = (codes, scales, zero_points)
+        self._set(format, shape, group, scales.dtype, zero_points is not None, global_scale, scale_offset)
+        self._canonical = Canonical(codes, scales, zero_points, mins, super_scales, super_mins)
         self._packed = None
         return self
 
     @classmethod
-    def from_packed(cls, packed: Tensor, global_scale: float | None = None) -> QuantizedTensor:
-        """From the packed form, which is held, not copied.
+    def from_packed(
+        cls, packed: Tensor, global_scale: float | None = None, description: str | None = None
+    ) -> QuantizedTensor:
+        """From the packed form, which is held, not copied; one for another kind of device is repacked.
 
         Args:
-            packed: uint8 [packed bytes] on the CPU, as ``pack()`` returns it.
+            packed: uint8 [packed bytes] on the CPU or a CUDA device, as ``pack()`` returns it.
             global_scale: the global scale in double precision, where the caller knows it: the header has it in fp32.
+            description: what the weight is, if the caller knows: nothing is read from the device then.
 
         Raises:
             TypeError: not a uint8 tensor.
-            ValueError: not one-dimensional and contiguous on the CPU; a header that is no packed weight's, or
-                corrupt, or of another length than the tensor.
+            ValueError: not one-dimensional and contiguous on the CPU or a CUDA device; a header that is no packed
+                weight's, or corrupt, or of another length than the tensor.
         """
         _check_tensor("packed weight", packed, torch.uint8)
-        if packed.dim() != 1 or not packed.is_contiguous() or packed.device.type != "cpu":
+        if packed.dim() != 1 or not packed.is_contiguous() or packed.device.type not in ("cpu", "cuda"):
             raise ValueError(
                 f"packed weight is {describe_shape(tuple(packed.shape))} with strides {packed.stride()} on "
-                f"{packed.device}: it must be one-dimensional and contiguous on the CPU"
+                f"{packed.device}: it must be one-dimensional and contiguous on the CPU or a CUDA device"
             )
-        header = core().describe(packed.detach().numpy())
+        if packed.device.type == "cpu":
+            header = core().describe(packed.detach().numpy())
+        elif description is not None and global_scale is not None and not _has_offset(description):
+            header = {**core().weight_from_text(description), "packed_for": "cuda"}
+        else:
+            header = core().describe(packed.detach()[:_HEADER_BYTES].cpu().numpy(), packed.numel())
         self = cls.__new__(cls)
         self._set(
             formats.get(header["format"]),
@@ -149,10 +229,15 @@ class QuantizedTensor:
             formats.dtype_of(header["scale_dtype"]),
             bool(header["zero_point"]),
             header["global_scale"] if global_scale is None else global_scale,
+            header["scale_offset"],
         )
         self._canonical = None
         self._packed = packed.detach()
-        return self
+        if header["packed_for"] == layout_on(packed.device):
+            return self
+        self._packed = self._packed.cpu()  # the host's functions read both
+        self._canonical, self._packed = self.canonical(), None
+        return self.to(packed.device)
 
     @staticmethod
     def packed_bytes(
@@ -172,28 +257,58 @@ class QuantizedTensor:
         return canonical[0].device if canonical is not None else packed.device  # type: ignore[union-attr]
 
     @property
+    def description(self) -> str | None:
+        """What the packed weight is, for the ops; None on the CPU, where they read it in its header."""
+        if self.device.type == "cpu":
+            return None
+        text: str = core().weight_to_text(
+            self.format.name, *self.shape, *self.group, dtype_name(self.scale_dtype), self.has_zero_points
+        )
+        return text
+
+    @property
     def is_packed(self) -> bool:
         """The packed form is what is held."""
         return self._packed is not None
 
     @property
     def codes(self) -> Tensor:
-        """[n, k] in the format's dtype, or uint8 [n, ceil(k / 2)]."""
-        return self._unpacked()[0]
+        """[n, k] in the format's dtype, or uint8 [n, ceil(k * bits / 8)]."""
+        return self.canonical().codes
 
     @property
     def scales(self) -> Tensor:
         """[ceil(n / group_n), ceil(k / group_k)]."""
-        return self._unpacked()[1]
+        return self.canonical().scales
 
     @property
     def zero_points(self) -> Tensor | None:
         """int8, the shape of ``scales``; None: there are none."""
-        return self._unpacked()[2]
+        return self.canonical().zero_points
 
     def canonical(self) -> Canonical:
-        """Codes, scales and zero points at once: one unpacking where the packed form is held."""
-        return self._unpacked()
+        """Codes, scales and all the rest at once: one unpacking where the packed form is held."""
+        canonical, packed = self._canonical, self._packed
+        if packed is None:
+            assert canonical is not None
+            return canonical
+        fmt = self.format
+        groups, supers = num_groups(self.shape, self.group), fmt.super_shape(self.shape, self.group)
+        super_dtype = formats.dtype_of(fmt.super_dtype)
+
+        def empty(shape: tuple[int, ...] | None, dtype: torch.dtype) -> Tensor | None:
+            return None if shape is None else packed.new_empty(shape, dtype=dtype)
+
+        canonical = Canonical(
+            packed.new_empty((self.shape[0], fmt.row_bytes(self.shape[1])), dtype=torch.uint8).view(fmt.storage),
+            packed.new_empty(groups, dtype=self.scale_dtype),
+            empty(groups if self.has_zero_points else None, torch.int8),
+            empty(groups if fmt.minimum else None, self.scale_dtype),
+            empty(supers, super_dtype),
+            empty(supers if fmt.minimum else None, super_dtype),
+        )
+        ops.unpack(packed, *canonical.for_ops(), self.description)
+        return canonical
 
     def pack(self) -> Tensor:
         """The packed form, uint8 [packed bytes]: from now on the only one held."""
@@ -201,9 +316,11 @@ class QuantizedTensor:
         packed = self._packed
         if packed is None:
             assert canonical is not None
-            codes, scales, zero_points = canonical
+            codes, scales, zero_points, *beside = canonical.for_ops()
             factor, name = self.global_scale, self.format.name
-            packed = ops.pack(_bytes(codes), _bytes(scales), zero_points, factor, name, *self.shape, *self.group)
+            packed = ops.pack(
+                codes, scales, zero_points, factor, name, *self.shape, *self.group, *beside, self.scale_offset
+            )
             self._packed = packed
             self._canonical = None
         return packed
@@ -215,7 +332,7 @@ class QuantizedTensor:
         canonical, packed = self._canonical, self._packed
         if packed is None:
             return self._dequantize_part(canonical, 0, self.shape[0], dtype)
-        result: Tensor = ops.dequantize_packed(packed, *self.shape, dtype)
+        result: Tensor = ops.dequantize_packed(packed, *self.shape, dtype, self.description)
         return result
 
     def dequantize_rows(self, begin: int, end: int) -> Tensor:
@@ -223,22 +340,27 @@ class QuantizedTensor:
         canonical = self._canonical
         if canonical is None:
             raise ValueError("the packed form is held: only the whole of it can be dequantized")
+        if self.format.super_flat:  # super blocks reach over rows
+            return self.dequantize()[begin:end]
         return self._dequantize_part(canonical, begin, end, torch.float32)
 
     def _dequantize_part(self, canonical: Canonical | None, begin: int, end: int, dtype: torch.dtype) -> Tensor:
         assert canonical is not None
-        codes, scales, zero_points = canonical
-        groups = slice(begin // self.group[0], -(-end // self.group[0]))
+        if end - begin < self.shape[0]:
+            canonical = canonical.rows(begin, end, self.group[0])
+        codes, scales, zero_points, *beside = canonical.for_ops()
         result: Tensor = ops.dequantize(
-            _bytes(codes[begin:end]),
-            _bytes(scales[groups]),
-            None if zero_points is None else zero_points[groups],
+            codes,
+            scales,
+            zero_points,
             self.global_scale,
             self.format.name,
             end - begin,
             self.shape[1],
             *self.group,
             dtype,
+            *beside,
+            self.scale_offset,
         )
         return result
 
@@ -247,22 +369,20 @@ class QuantizedTensor:
         device = torch.device(device)
         if device == self.device:
             return self
-        codes, scales, zero_points = self._unpacked()
         return QuantizedTensor.trusted(
-            codes=codes.to(device),
-            scales=scales.to(device),
-            zero_points=None if zero_points is None else zero_points.to(device),
+            **self.canonical().map(lambda tensor: tensor.to(device))._asdict(),
             format=self.format,
             shape=self.shape,
             group=self.group,
             global_scale=self.global_scale,
+            scale_offset=self.scale_offset,
         )
 
     def equal(self, other: QuantizedTensor) -> bool:
-        """The same weight to the bit: codes, scales, zero points and all that describes them."""
+        """The same weight to the bit: codes, scales and all that describes them."""
         if self._description() != other._description():
             return False
-        for mine, others in zip(self._unpacked(), other._unpacked(), strict=True):
+        for mine, others in zip(self.canonical(), other.canonical(), strict=True):
             if mine is not None and not (others is not None and torch.equal(_bytes(mine), _bytes(others))):
                 return False
         return True
@@ -273,7 +393,11 @@ class QuantizedTensor:
         rows, columns = num_groups(self.shape, self.group)
         per_group = self.scale_dtype.itemsize + (self.format.bits / 8 if self.has_zero_points else 0)
         codes = self.shape[0] * self.format.row_bytes(self.shape[1])
-        return int(codes + rows * columns * per_group + 0.5) + (4 if self.format.global_scale else 0)
+        per_group += self.scale_dtype.itemsize * self.format.minimum
+        supers = math.prod(self.format.super_shape(self.shape, self.group) or (0,)) * (1 + self.format.minimum)
+        super_bytes = supers * formats.dtype_of(self.format.super_dtype).itemsize
+        once = 4 * (self.format.global_scale + (self.format.scale_values is not None))
+        return int(codes + rows * columns * per_group + super_bytes + once + 0.5)
 
     @property
     def bits_per_weight(self) -> float:
@@ -281,45 +405,52 @@ class QuantizedTensor:
         return 8 * self.nbytes / (self.shape[0] * self.shape[1])
 
     def __getstate__(self) -> dict[str, Any]:
-        """The format by its name, 8-bit floats as bytes: pickle knows no storage of theirs."""
-        canonical = self._canonical and (_bytes(self._canonical[0]), _bytes(self._canonical[1]), self._canonical[2])
-        return {**vars(self), "format": self.format.name, "_canonical": canonical}
+        """The format by its name, 8-bit floats as bytes: pickle knows no storage of theirs.
+
+        What is packed for a CUDA device goes in canonical form: it may be loaded onto a CPU.
+        """
+        canonical, packed = self._canonical, self._packed
+        if packed is not None and packed.device.type == "cuda":
+            canonical, packed = self.canonical(), None
+        kept = canonical and tuple(canonical.for_ops())
+        return {**vars(self), "format": self.format.name, "_canonical": kept, "_packed": packed}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, format=formats.get(state["format"]))
         if self._canonical is not None:
-            codes, scales, zero_points = self._canonical
-            self._canonical = codes.view(self.format.storage), scales.view(self.scale_dtype), zero_points
+            codes, scales, *beside = self._canonical
+            self._canonical = Canonical(codes.view(self.format.storage), scales.view(self.scale_dtype), *beside)
 
     def __repr__(self) -> str:
         words = [
             self.format.name,
             describe_shape(self.shape),
             f"groups of {describe_shape(self.group)}",
-            f"{dtype_name(self.scale_dtype)} scales" + (" and zero points" if self.has_zero_points else ""),
+            f"{dtype_name(self.scale_dtype)} scales"
+            + (" and zero points" if self.has_zero_points else " and mins" if self.format.minimum else ""),
             f"{self.bits_per_weight:.3g} bits per weight",
             ("packed, " if self.is_packed else "") + str(self.device),
         ]
         return f"QuantizedTensor({', '.join(words)})"
 
     def _description(self) -> tuple[Any, ...]:
-        return (self.format.name, self.shape, self.group, self.scale_dtype, self.has_zero_points, self.global_scale)
+        return (
+            self.format.name,
+            self.shape,
+            self.group,
+            self.scale_dtype,
+            self.has_zero_points,
+            self.global_scale,
+            self.scale_offset,
+        )
 
-    def _unpacked(self) -> Canonical:
-        canonical, packed = self._canonical, self._packed
-        if packed is None:
-            assert canonical is not None
-            return canonical
-        groups = num_groups(self.shape, self.group)
-        codes = packed.new_empty((self.shape[0], self.format.row_bytes(self.shape[1])), dtype=torch.uint8)
-        scales = packed.new_empty(groups, dtype=self.scale_dtype)
-        zero_points = packed.new_empty(groups, dtype=torch.int8) if self.has_zero_points else None
-        ops.unpack(packed, codes, _bytes(scales), zero_points)
-        return codes.view(self.format.storage), scales, zero_points
+
+def _has_offset(description: str) -> bool:
+    """The header holds a number of the weight that its description does not."""
+    return formats.get(description.split()[0]).super_flat
 
 
 def _bytes(tensor: Tensor) -> Tensor:
-    """8-bit tensors as uint8: the ops take bytes, the format says what they are."""
     return tensor.view(torch.uint8) if tensor.element_size() == 1 else tensor
 
 
@@ -331,8 +462,10 @@ def _as_scale_dtype(scales: Any, fmt: Format) -> Tensor:
             raise TypeError(f"scales are {dtype_name(scales.dtype)}: {fmt.name} takes float32, float16 or bfloat16")
         return scales
     dtype = formats.dtype_of(fmt.scale_dtype)
-    if scales.dtype not in (dtype, torch.uint8):
-        raise TypeError(f"scales are {dtype_name(scales.dtype)}: {fmt.name} takes {fmt.scale_dtype} or its bytes")
+    allowed = (dtype, torch.uint8) if dtype.itemsize == 1 else (dtype,)
+    if scales.dtype not in allowed:
+        bytes_too = " or its bytes" if len(allowed) > 1 else ""
+        raise TypeError(f"scales are {dtype_name(scales.dtype)}: {fmt.name} takes {fmt.scale_dtype}{bytes_too}")
     return scales.view(dtype)
 
 
@@ -358,18 +491,34 @@ def _same_device(what: str, tensor: Tensor, codes: Tensor) -> None:
         raise ValueError(f"{what} are on {tensor.device}, codes on {codes.device}: they must be on one device")
 
 
-def _check_scales(scales: Tensor, signed: bool) -> None:
+def _check_beside(
+    what: str, tensor: Any, dtype: torch.dtype, shape: tuple[int, ...] | None, codes: Tensor, fmt: Format
+) -> None:
+    """Refuses a tensor beside the scales: one that is missing or that the format has not, another dtype or shape."""
+    if shape is None:
+        if tensor is not None:
+            raise ValueError(f"{what} are given: {fmt.name} has none")
+        return
+    if tensor is None:
+        raise ValueError(f"{what} are missing: {fmt.name} needs {describe_shape(shape)} of them")
+    _check_tensor(what, tensor, dtype)
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{what} are {describe_shape(tuple(tensor.shape))}: {describe_shape(shape)} are needed")
+    _same_device(what, tensor, codes)
+
+
+def _check_scales(what: str, scales: Tensor, signed: bool) -> None:
     values = scales.float()
     bad = ~values.isfinite() if signed else ~((values >= 0) & values.isfinite())
     if bad.any():
-        row, column = bad.nonzero()[0].tolist()
+        first = bad.nonzero()[0].tolist()
         allowed = "finite" if signed else "finite and not negative"
         hint = ""
         if not signed and values.isfinite().all():
             hint = " (signed_scales=True allows negative ones in integer formats)"
         raise ValueError(
-            f"{int(bad.sum())} of {bad.numel()} scales are not {allowed}, the first is {values[row, column].item():g} "
-            f"at [{row}, {column}]{hint}"
+            f"{int(bad.sum())} of {bad.numel()} {what} are not {allowed}, the first is "
+            f"{values[tuple(first)].item():g} at {first}{hint}"
         )
 
 
@@ -385,14 +534,20 @@ def _check_zero_points(zero_points: Tensor | None, fmt: Format) -> None:
         )
 
 
-def _check_codes(codes: Tensor, fmt: Format) -> None:
-    first = fmt.first_bad_code
-    if first is None:
+def _check_codes(codes: Tensor, fmt: Format, k: int) -> None:
+    if fmt.values.isfinite().all():
         return
-    bad = codes.view(torch.uint8).bitwise_and(len(fmt.values) // 2 - 1) >= first
+    if fmt.bits < 8:
+        numbers = formats.unpack_codes(codes, fmt.bits, k)
+        bad = ~fmt.values.isfinite().to(codes.device)[numbers.int()]
+    else:
+        numbers = codes.view(torch.uint8)
+        first = fmt.first_bad_code
+        assert first is not None
+        bad = numbers.bitwise_and(len(fmt.values) // 2 - 1) >= first
     if bad.any():
         row, column = bad.nonzero()[0].tolist()
-        value = fmt.values[int(codes.view(torch.uint8)[row, column])].item()
+        value = fmt.values[int(numbers[row, column])].item()
         raise ValueError(
             f"{int(bad.sum())} of {bad.numel()} codes are no finite number, the first is {value:g} at "
             f"[{row}, {column}]: every weight must be finite"

@@ -76,8 +76,10 @@ if(NOT LOWBIT_NVCC)
   message(STATUS "lowbit: no nvcc, so no CUDA kernels")
   return()
 endif()
-get_filename_component(nvcc_path ${LOWBIT_NVCC} REALPATH)
-get_filename_component(nvcc_root ${nvcc_path}/../.. ABSOLUTE)
+# What is found may be a script that calls nvcc: nvcc itself knows where it lies.
+execute_process(COMMAND ${LOWBIT_NVCC} --dryrun -x cu -c /dev/null OUTPUT_VARIABLE dry_run ERROR_VARIABLE dry_run)
+string(REGEX MATCH "TOP=([^\r\n]+)" top "${dry_run}")
+get_filename_component(nvcc_root "${CMAKE_MATCH_1}" ABSOLUTE)
 find_library(LOWBIT_CUDART cudart_static HINTS ${nvcc_root} PATH_SUFFIXES lib64 lib targets/x86_64-linux/lib
                                                                            targets/sbsa-linux/lib NO_DEFAULT_PATH)
 execute_process(COMMAND ${LOWBIT_NVCC} --version OUTPUT_VARIABLE nvcc_version ERROR_VARIABLE nvcc_version

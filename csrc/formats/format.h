@@ -15,9 +15,12 @@ namespace lowbit {
 
 // How a backend turns codes into numbers. Backends implement recipes, never formats.
 enum class recipe : uint8_t {
-  lut16,      // 4-bit code into a table of 16
-  linear,     // 8-bit two's complement
-  minifloat,  // 8-bit sign, exponent, mantissa: the bits of an fp16, shifted, times a power of two
+  lut16,             // 4-bit code into a table of 16
+  linear,            // 8-bit two's complement
+  minifloat,         // 8-bit sign, exponent, mantissa: the bits of an fp16, shifted, times a power of two
+  lut4,              // 2-bit code into a table of 4
+  narrow_linear,     // 3, 5 or 6 bits, in two planes: value + integer_offset
+  narrow_minifloat,  // 6 bits, in two planes: as minifloat, once the code is at the top of a byte
 };
 
 // One level: a scale is a number. Two levels: a scale is a small number times a super scale, which `super_groups`
@@ -41,7 +44,7 @@ struct format_defaults {
   static constexpr bool minimum = false;    // every group has one: W = value * scale + minimum
   static constexpr int super_groups = 0;    // of rules with two levels: groups that share a super scale
   static constexpr int integer_offset = 0;  // integer formats: value = code as stored in a panel - offset
-  static constexpr int fp16_shift = 0;      // minifloat: the code's magnitude, so shifted, is an fp16 ...
+  static constexpr int fp16_shift = 0;      // minifloats: the magnitude in a byte, so shifted, is an fp16 ...
   static constexpr float fp16_scale = 1;    // ... times this
 };
 
@@ -61,6 +64,13 @@ struct format_row {
   const float* scale_values;  // [256] of scale_rule::u8, else null
 
   bool integer() const { return integer_offset != 0; }
+  // The range of an integer format. (Codes that stand for nothing are NaN.)
+  int integer_low() const { return -integer_offset; }
+  int integer_high() const {
+    float high = values[0];
+    for (int c = 1; c < 1 << bits; ++c) high = values[c] > high ? values[c] : high;
+    return static_cast<int>(high);
+  }
   bool two_levels() const { return super_groups != 0; }
   bool super_flat() const { return scale == scale_rule::u8; }
   int super_dtype() const { return super_flat() ? LOWBIT_F32 : LOWBIT_F16; }

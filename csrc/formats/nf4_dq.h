@@ -4,7 +4,7 @@
 
 namespace lowbit::formats {
 
-// NF4 with double quantization (Dettmers et al. 2023, QLoRA, section 3): 64 codes share a scale, which is an 8-bit
+// NF4 with double quantization (Dettmers et al. 2023, QLoRA, section 3): a scale is an 8-bit
 // dynamic code (Dettmers 2015, 8-Bit Approximations for Parallelism) of what is left of it after an offset, and 256 of
 // those codes, counted through the whole tensor, an fp32 factor.
 //
@@ -13,7 +13,6 @@ namespace lowbit::formats {
 struct nf4_dq : nf4 {
   static constexpr const char* name = "nf4_dq";
   static constexpr int block_n = 1;
-  static constexpr int block_k = 64;
   static constexpr scale_rule scale = scale_rule::u8;
   static constexpr int super_groups = 256;
   static constexpr float scale_value(unsigned code) {
@@ -28,11 +27,11 @@ struct nf4_dq : nf4 {
   }
 
  private:
-  // Step i of 2^e from 0.1 to 1, as torch.linspace rounds it: from the nearer end.
+  // Step i of 2^e from 0.1 to 1, as torch.linspace rounds it: from the nearer end, once.
   static constexpr float boundary(unsigned i, unsigned e) {
     const unsigned steps = 1u << e;
-    const float step = (1.0f - 0.1f) / static_cast<float>(steps);
-    return i < (steps + 1) / 2 ? 0.1f + step * static_cast<float>(i) : 1 - step * static_cast<float>(steps - i);
+    const double step = static_cast<double>((1.0f - 0.1f) / static_cast<float>(steps)), first = 0.1f;
+    return static_cast<float>(i < (steps + 1) / 2 ? first + step * i : 1 - step * (steps - i));
   }
 };
 

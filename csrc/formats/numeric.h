@@ -46,6 +46,8 @@ struct minifloat {
 };
 
 inline constexpr minifloat e2m1{2, 1, 1, false, false};
+inline constexpr minifloat e2m3{2, 3, 1, false, false};
+inline constexpr minifloat e3m2{3, 2, 3, false, false};
 inline constexpr minifloat e4m3{4, 3, 7, false, true};
 inline constexpr minifloat e5m2{5, 2, 15, true, false};
 

@@ -61,7 +61,11 @@ struct kernel_row {
 
 LOWBIT_INLINE constexpr uint32_t bit(recipe r) { return 1u << static_cast<int>(r); }
 LOWBIT_INLINE constexpr uint32_t bit(lowbit_dtype d) { return 1u << static_cast<int>(d); }
-inline constexpr uint32_t all_recipes = bit(recipe::lut16) | bit(recipe::linear) | bit(recipe::minifloat);
+inline constexpr uint32_t all_recipes = bit(recipe::lut4) | bit(recipe::lut16) | bit(recipe::linear) |
+                                        bit(recipe::minifloat) | bit(recipe::narrow_linear) |
+                                        bit(recipe::narrow_minifloat);
+inline constexpr uint32_t integer_recipes =
+    bit(recipe::lut4) | bit(recipe::lut16) | bit(recipe::linear) | bit(recipe::narrow_linear);
 inline constexpr uint32_t float_dtypes = bit(LOWBIT_F32) | bit(LOWBIT_F16) | bit(LOWBIT_BF16);
 
 // 64-byte aligned memory of the calling thread, kept from call to call; null when there is none. `slot` tells the

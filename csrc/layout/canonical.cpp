@@ -36,18 +36,22 @@ lowbit_status check_numbers(const char* name, const void* data, int dtype, int64
   return LOWBIT_OK;
 }
 
-// Only 8-bit minifloats have codes that are no finite number.
 lowbit_status check_codes(const lowbit_weight& w) {
   const format_row& format = format_at(w.format);
-  if (format.decode != recipe::minifloat) return LOWBIT_OK;
-  bool bad[256];
-  for (int c = 0; c < 256; ++c) bad[c] = !std::isfinite(format.values[c]);
-  const uint8_t* codes = static_cast<const uint8_t*>(w.codes);
-  for (int64_t i = 0; i < w.n * w.k; ++i)
-    if (bad[codes[i]])
-      return fail(LOWBIT_INVALID_VALUE, "code [%lld, %lld] of %s is 0x%02x (%g): every weight must be finite",
-                  static_cast<long long>(i / w.k), static_cast<long long>(i % w.k), format.name, codes[i],
-                  static_cast<double>(format.values[codes[i]]));
+  bool bad[256] = {}, any = false;
+  for (int c = 0; c < 1 << format.bits; ++c) any |= bad[c] = !std::isfinite(format.values[c]);
+  if (!any) return LOWBIT_OK;
+  const int64_t row_bytes = ceil_div(w.k * format.bits, 8);
+  for (int64_t n = 0; n < w.n; ++n) {
+    const uint8_t* row = static_cast<const uint8_t*>(w.codes) + n * row_bytes;
+    for (int64_t k = 0; k < w.k; ++k) {
+      const unsigned code = format.bits == 8 ? row[k] : canonical_code(row, format.bits, k);
+      if (bad[code])
+        return fail(LOWBIT_INVALID_VALUE, "code [%lld, %lld] of %s is 0x%02x (%g): every weight must be finite",
+                    static_cast<long long>(n), static_cast<long long>(k), format.name, code,
+                    static_cast<double>(format.values[code]));
+    }
+  }
   return LOWBIT_OK;
 }
 
@@ -62,9 +66,7 @@ void expand_row(const uint8_t* canonical, const weight_shape& s, uint8_t flip, u
     uint8_t* out = row + g * s.span;
     if (s.bits == 8) {
       for (int64_t i = 0; i < count; ++i) out[i] = canonical[first + i] ^ flip;
-    } else if (s.bits == 2) {
-      for (int64_t i = 0; i < count; ++i) out[i] = canonical[(first + i) / 4] >> ((first + i) % 4 * 2) & 3;
-    } else if (first % 2 == 0) {
+    } else if (s.bits == 4 && first % 2 == 0) {
       const uint8_t* in = canonical + first / 2;
       for (int64_t i = 0; i < count / 2; ++i) {
         out[2 * i] = in[i] & 15;
@@ -72,22 +74,20 @@ void expand_row(const uint8_t* canonical, const weight_shape& s, uint8_t flip, u
       }
       if (count % 2) out[count - 1] = in[count / 2] & 15;
     } else {
-      for (int64_t i = 0; i < count; ++i) out[i] = canonical[(first + i) / 2] >> ((first + i) % 2 * 4) & 15;
+      for (int64_t i = 0; i < count; ++i) out[i] = static_cast<uint8_t>(canonical_code(canonical, s.bits, first + i));
     }
   }
 }
 
 void collapse_row(const uint8_t* row, const weight_shape& s, uint8_t flip, uint8_t* canonical) {
-  const int64_t per_byte = 8 / s.bits;
-  if (s.bits < 8) std::memset(canonical, 0, static_cast<size_t>(ceil_div(s.k, per_byte)));
+  if (s.bits < 8) std::memset(canonical, 0, static_cast<size_t>(ceil_div(s.k * s.bits, 8)));
   for (int64_t g = 0; g < s.groups; ++g) {
     const int64_t first = g * s.group_k, count = first + s.group_k < s.k ? s.group_k : s.k - first;
     const uint8_t* in = row + g * s.span;
     if (s.bits == 8)
       for (int64_t i = 0; i < count; ++i) canonical[first + i] = in[i] ^ flip;
     else
-      for (int64_t i = 0; i < count; ++i)
-        canonical[(first + i) / per_byte] |= static_cast<uint8_t>(in[i] << ((first + i) % per_byte * s.bits));
+      for (int64_t i = 0; i < count; ++i) add_canonical_code(canonical, s.bits, first + i, in[i]);
   }
 }
 
@@ -129,7 +129,7 @@ lowbit_status check_scales(const lowbit_weight& w) {
     return fail(LOWBIT_INVALID_VALUE, "scale offset is %g: %s", static_cast<double>(w.scale_offset),
                 format.scale_values ? "it must be finite" : "this format has none, pass 0");
   if (w.zero_points) {
-    const int low = -format.integer_offset, high = format.integer_offset - 1;
+    const int low = format.integer_low(), high = format.integer_high();
     for (int64_t i = 0; i < rows * columns; ++i)
       if (w.zero_points[i] < low || w.zero_points[i] > high)
         return fail(LOWBIT_INVALID_VALUE, "zero point [%lld, %lld] is %d: %s allows %d to %d",
@@ -164,9 +164,12 @@ lowbit_status check_weight_description(const lowbit_weight& w) {
     return fail(LOWBIT_INVALID_VALUE, "group is %lld x %lld: each must be at least 1",
                 static_cast<long long>(w.group_n), static_cast<long long>(w.group_k));
   if ((format.block_n && w.group_n != format.block_n) || (format.block_k && w.group_k != format.block_k))
-    return fail(LOWBIT_INVALID_VALUE, "group is %lld x %lld: %s has blocks of %d x %d",
-                static_cast<long long>(w.group_n), static_cast<long long>(w.group_k), format.name, format.block_n,
-                format.block_k);
+    return format.block_k ? fail(LOWBIT_INVALID_VALUE, "group is %lld x %lld: %s has blocks of %d x %d",
+                                 static_cast<long long>(w.group_n), static_cast<long long>(w.group_k), format.name,
+                                 format.block_n, format.block_k)
+                          : fail(LOWBIT_INVALID_VALUE, "group is %lld x %lld: %s has groups of %d row",
+                                 static_cast<long long>(w.group_n), static_cast<long long>(w.group_k), format.name,
+                                 format.block_n);
   if (format.block_k && w.k % format.block_k)
     return fail(LOWBIT_INVALID_VALUE, "k = %lld is not a multiple of block %d (%s)", static_cast<long long>(w.k),
                 format.block_k, format.name);

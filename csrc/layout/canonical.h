@@ -11,6 +11,20 @@ enum class packed_layout : char { panels = 0, fragments = 1 };
 lowbit_status check_contents(const lowbit_weight& weight);
 lowbit_status check_scales(const lowbit_weight& weight);
 
+// Code i of a canonical row: a little-endian bit stream, code 0 in the low bits of the first byte.
+LOWBIT_INLINE unsigned canonical_code(const uint8_t* row, int bits, int64_t i) {
+  const int64_t first = i * bits, byte = first / 8;
+  const int shift = static_cast<int>(first % 8);
+  const unsigned next = shift + bits > 8 ? row[byte + 1] : 0u;  // it may lie past the row's end else
+  return (row[byte] | next << 8) >> shift & ((1u << bits) - 1);
+}
+LOWBIT_INLINE void add_canonical_code(uint8_t* row, int bits, int64_t i, unsigned code) {  // to zeros
+  const int64_t first = i * bits, byte = first / 8;
+  const int shift = static_cast<int>(first % 8);
+  row[byte] = static_cast<uint8_t>(row[byte] | code << shift);
+  if (shift + bits > 8) row[byte + 1] = static_cast<uint8_t>(row[byte + 1] | code >> (8 - shift));
+}
+
 // One row of codes, a byte each, in the packed order; `flip` is xored to 8-bit codes.
 void expand_row(const uint8_t* canonical, const weight_shape& shape, uint8_t flip, uint8_t* row);
 void collapse_row(const uint8_t* row, const weight_shape& shape, uint8_t flip, uint8_t* canonical);

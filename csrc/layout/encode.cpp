@@ -1,8 +1,9 @@
 // Weights to codes: one division, one rounding to the code grid.
 #include <cmath>
+#include <cstring>
 
 #include "gemm/status.h"
-#include "layout/packed.h"
+#include "layout/canonical.h"
 
 namespace lowbit {
 namespace {
@@ -81,8 +82,9 @@ lowbit_status encode(const lowbit_encode_args& a, const lowbit_parallel* paralle
                                                : divide<LOWBIT_BF16>;
   const encoder nearest(format);
   const int64_t groups = ceil_div(a.k, a.group_k), row_bytes = ceil_div(a.k * format.bits, 8);
-  // two's complement 8-bit codes wrap by themselves; 4-bit ones are stored plus 8
-  const float offset = format.bits == 4 ? static_cast<float>(format.integer_offset) : 0.0f;
+  // two's complement 8-bit codes wrap by themselves; narrower ones are stored plus their offset
+  const float offset = format.bits < 8 ? static_cast<float>(format.integer_offset) : 0.0f;
+  const float low = static_cast<float>(format.integer_low()), high = static_cast<float>(format.integer_high());
 
   parallel_for(parallel, a.n, [&](int64_t begin, int64_t end) {
     constexpr int64_t step = 512;
@@ -90,7 +92,7 @@ lowbit_status encode(const lowbit_encode_args& a, const lowbit_parallel* paralle
     uint8_t codes[step];
     for (int64_t n = begin; n < end; ++n) {
       uint8_t* row = static_cast<uint8_t*>(a.codes) + n * row_bytes;
-      if (format.bits == 4 && a.k % 2) row[row_bytes - 1] = 0;
+      std::memset(row, 0, static_cast<size_t>(row_bytes));
       for (int64_t g = 0; g < groups; ++g) {
         const int64_t index = n / a.group_n * groups + g;
         const float divisor = load_as_f32(a.divisor, index, a.divisor_dtype);
@@ -100,22 +102,16 @@ lowbit_status encode(const lowbit_encode_args& a, const lowbit_parallel* paralle
           const int64_t count = last - k < step ? last - k : step;
           divide_as(a.w, a.w_dtype, n * a.k + k, count, divisor, zero, scaled);
           if (format.integer())
-            round_to_integers(scaled, count, -static_cast<float>(format.integer_offset),
-                              static_cast<float>(format.integer_offset - 1), offset, codes);
+            round_to_integers(scaled, count, low, high, offset, codes);
           else
             for (int64_t i = 0; i < count; ++i) codes[i] = nearest(scaled[i]);
-          if (format.bits == 8) {
-            for (int64_t i = 0; i < count; ++i) row[k + i] = codes[i];
-          } else if (k % 2 == 0) {
-            for (int64_t i = 0; i + 1 < count; i += 2)
+          if (format.bits == 8)
+            std::memcpy(row + k, codes, static_cast<size_t>(count));
+          else if (format.bits == 4 && k % 2 == 0 && count % 2 == 0)
+            for (int64_t i = 0; i < count; i += 2)
               row[(k + i) / 2] = static_cast<uint8_t>(codes[i] | codes[i + 1] << 4);
-            if (count % 2) row[(k + count) / 2] = codes[count - 1];
-          } else {  // the segment begins in a high nibble
-            row[k / 2] = static_cast<uint8_t>((row[k / 2] & 15) | codes[0] << 4);
-            for (int64_t i = 1; i + 1 < count; i += 2)
-              row[(k + i) / 2] = static_cast<uint8_t>(codes[i] | codes[i + 1] << 4);
-            if (count % 2 == 0) row[(k + count - 1) / 2] = codes[count - 1];
-          }
+          else
+            for (int64_t i = 0; i < count; ++i) add_canonical_code(row, format.bits, k + i, codes[i]);
         }
       }
     }

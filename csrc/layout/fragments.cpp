@@ -12,6 +12,7 @@ struct fragment_layout {
   static constexpr int64_t block = strip_rows;
   static constexpr bool column_sums = true;
 
+  static bool holds(int bits) { return bits == 2 || bits == 4 || bits == 8; }
   static uint8_t flip(const format_row&) { return 0; }
 
   static void write(const uint8_t* row, const fragment_shape& s, int64_t n, uint8_t* codes) {
@@ -73,6 +74,10 @@ fragment_offsets fragment_offsets_of(const lowbit_weight& w) {
           if_any(plan.zero_points, r.zero_points), if_any(f.minimum, r.mins),
           if_any(f.two_levels(), r.super_scales),  if_any(f.two_levels() && f.minimum, r.super_mins),
           if_any(plan.column_sums, r.column_sums), static_cast<int64_t>(r.total)};
+}
+
+lowbit_status fragments_bytes(const lowbit_weight& w, size_t* bytes) {
+  return packed_bytes_as<fragment_layout>(w, bytes);
 }
 
 lowbit_status pack_fragments(const lowbit_weight& w, void* packed, size_t bytes, const lowbit_parallel* parallel) {

@@ -1,5 +1,7 @@
 #include "layout/packed.h"
 
+#include <bit>
+
 #include "layout/packing.h"
 
 namespace lowbit {
@@ -12,31 +14,49 @@ struct panel_layout {
   static constexpr int64_t block = panel_rows;
   static constexpr bool column_sums = false;
 
+  static bool holds(int) { return true; }
   static uint8_t flip(const format_row& format) { return format.decode == recipe::linear ? 0x80 : 0; }
 
   static void write(const uint8_t* row, const packed_shape& s, int64_t n, uint8_t* codes) {
-    for (int64_t column = 0; column < s.k_packed; column += s.block_k) {
-      uint8_t* line = codes + s.code_offset(n, column);
-      if (s.bits == 8)
-        std::memcpy(line, row + column, line_bytes);
-      else
-        for (int64_t i = 0; i < line_bytes; ++i)
-          line[i] = static_cast<uint8_t>(row[column + i] | row[column + line_bytes + i] << 4);
+    for (int64_t column = 0; column < s.k_packed; column += chunk) {
+      write_part(row + column, 0, s, s.low, n, column, codes);
+      if (s.high.bits) write_part(row + column, s.low.bits, s, s.high, n, column, codes);
     }
   }
 
   static void read(const uint8_t* codes, const packed_shape& s, int64_t n, uint8_t* row) {
-    for (int64_t column = 0; column < s.k_packed; column += s.block_k) {
-      const uint8_t* line = codes + s.code_offset(n, column);
-      if (s.bits == 8) {
-        std::memcpy(row + column, line, line_bytes);
-      } else {
-        for (int64_t i = 0; i < line_bytes; ++i) row[column + i] = line[i] & 15;
-        for (int64_t i = 0; i < line_bytes; ++i) row[column + line_bytes + i] = line[i] >> 4;
-      }
+    std::memset(row, 0, static_cast<size_t>(s.k_packed));
+    for (int64_t column = 0; column < s.k_packed; column += chunk) {
+      read_part(codes, s, s.low, n, column, 0, row + column);
+      if (s.high.bits) read_part(codes, s, s.high, n, column, s.low.bits, row + column);
     }
   }
+
+ private:
+  // Bits [first, first + plane.bits) of 64 codes, to or from the plane's lines, which hold zeros before.
+  static void write_part(const uint8_t* row, int first, const packed_shape& s, const code_plane& plane, int64_t n,
+                         int64_t column, uint8_t* codes) {
+    const unsigned mask = (1u << plane.bits) - 1;
+    const int shift = s.plane_shift(plane, column);
+    uint8_t* line = codes + s.plane_offset(plane, n, column);
+    for (int64_t i = 0; i < chunk; ++i) line[i] |= static_cast<uint8_t>((row[i] >> first & mask) << shift);
+  }
+  static void read_part(const uint8_t* codes, const packed_shape& s, const code_plane& plane, int64_t n, int64_t column,
+                        int first, uint8_t* row) {
+    const unsigned mask = (1u << plane.bits) - 1;
+    const int shift = s.plane_shift(plane, column);
+    const uint8_t* line = codes + s.plane_offset(plane, n, column);
+    for (int64_t i = 0; i < chunk; ++i) row[i] |= static_cast<uint8_t>((line[i] >> shift & mask) << first);
+  }
 };
+
+}  // namespace
+
+namespace {
+
+code_plane plane_of(int bits, int64_t line) {
+  return {bits, bits ? std::countr_zero(8u / static_cast<unsigned>(bits)) : 0, line};
+}
 
 }  // namespace
 
@@ -49,7 +69,11 @@ packed_shape packed_shape::of(int64_t n, int64_t k, int64_t group_n, int64_t gro
   s.bits = bits;
   s.groups = ceil_div(k, group_k);
   s.panels = ceil_div(n, panel_rows);
-  s.block_k = line_bytes * 8 / bits;
+  const int low = static_cast<int>(std::bit_floor(static_cast<unsigned>(bits))), high = bits - low;
+  s.block_k = line_bytes * 8 / (high ? high : low);
+  s.lines = s.block_k * bits / (line_bytes * 8);
+  s.low = plane_of(low, 0);
+  s.high = plane_of(high, s.block_k * low / (line_bytes * 8));
   if (s.groups == 1) {
     s.k_packed = round_up(k, s.block_k);
     s.span = s.k_packed;

@@ -3,8 +3,11 @@
 // Rows of W (output channels) go in panels of 16, K in blocks of one 64-byte line per row:
 //
 //   panel p    rows 16 p .. 16 p + 15
-//   block b    16 lines of 64 bytes, one for each row: 64 8-bit codes, or 128 4-bit codes of which the low
-//              nibbles are the first 64 and the high nibbles the second 64
+//   block b    lines of 64 bytes, one for each row: 64 8-bit codes, or 128 4-bit codes of which the low nibbles are
+//              the first 64 and the high nibbles the second 64, or 256 2-bit codes, likewise
+//
+// Codes of 3, 5 and 6 bits lie in two planes: their low 2 or 4 bits as codes of 2 or 4 bits do, the rest (1 or 2 bits)
+// in lines after those. A block is as deep as it takes to fill the lines of both.
 //
 // A line is an AMX A-tile row, a zmm, two ymm or four NEON registers of one row's consecutive K: all kernels are dot
 // products along K, so a scale is one number for a whole register and a 16-entry table of scaled values serves a
@@ -20,7 +23,7 @@ namespace lowbit {
 
 inline constexpr int64_t panel_rows = 16;
 inline constexpr int64_t line_bytes = 64;
-inline constexpr int64_t chunk = 64;  // codes that kernels decode at a time: a line, or one nibble half of it
+inline constexpr int64_t chunk = 64;  // codes that kernels decode at a time: a line, or the same bits of its bytes
 
 // a >= 0, b >= 1, both as large as they like.
 LOWBIT_INLINE constexpr int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
@@ -49,30 +52,46 @@ LOWBIT_INLINE constexpr int64_t interleaved(int64_t row, int64_t column, int64_t
   return (row / block * columns + column) * block + row % block;
 }
 
+// Some bits of every code, side by side.
+struct code_plane {
+  int bits;      // 1, 2, 4 or 8; 0: there is none
+  int log2;      // of 8 / bits, the chunks in a line
+  int64_t line;  // of a block: its first
+};
+
 // The shape of a packed weight, and the index functions that define the layout.
 struct packed_shape : weight_shape {
   int64_t unit;     // 16, 32 or 64: consecutive packed columns that surely share a scale
-  int64_t block_k;  // columns of a block: 64 or 128
-  int64_t blocks;   // along K, whole
+  int64_t block_k;  // columns of a block: 64, 128, 256 or 512
+  int64_t lines;    // of a block, for each row
+  code_plane low, high;
+  int64_t blocks;  // along K, whole
   int64_t panels;
 
   static packed_shape of(int64_t n, int64_t k, int64_t group_n, int64_t group_k, int bits);
 
   LOWBIT_INLINE int64_t chunks() const { return k_packed / chunk; }
   LOWBIT_INLINE int64_t block_offset(int64_t panel, int64_t block) const {
-    return (panel * blocks + block) * panel_rows * line_bytes;
+    return (panel * blocks + block) * lines * panel_rows * line_bytes;
   }
-  // Byte of the code at (row, packed column); the nibble is the high one if high_nibble(column).
-  LOWBIT_INLINE int64_t code_offset(int64_t row, int64_t column_index) const {
-    return block_offset(row / panel_rows, column_index / block_k) + row % panel_rows * line_bytes +
+  // Byte of the code at (row, packed column), or of the part of it that a plane holds, and where in the byte.
+  LOWBIT_INLINE int64_t plane_offset(const code_plane& plane, int64_t row, int64_t column_index) const {
+    const int64_t block = column_index / block_k, line = plane.line + ((column_index % block_k / chunk) >> plane.log2);
+    return block_offset(row / panel_rows, block) + (line * panel_rows + row % panel_rows) * line_bytes +
            column_index % chunk;
   }
-  LOWBIT_INLINE bool high_nibble(int64_t column_index) const { return bits == 4 && column_index % 128 >= 64; }
+  LOWBIT_INLINE int plane_shift(const code_plane& plane, int64_t column_index) const {
+    return static_cast<int>(column_index / chunk & ((1 << plane.log2) - 1)) * plane.bits;
+  }
+  LOWBIT_INLINE int64_t code_offset(int64_t row, int64_t column_index) const {
+    return plane_offset(low, row, column_index);
+  }
+  LOWBIT_INLINE bool high_nibble(int64_t column_index) const { return bits == 4 && plane_shift(low, column_index); }
   // Scales and zero points: [panels][groups][16].
   LOWBIT_INLINE int64_t scale_index(int64_t row, int64_t group) const {
     return interleaved(row, group, groups, panel_rows);
   }
-  LOWBIT_INLINE int64_t code_bytes() const { return panels * blocks * panel_rows * line_bytes; }
+  LOWBIT_INLINE int64_t code_bytes() const { return panels * blocks * lines * panel_rows * line_bytes; }
   LOWBIT_INLINE int64_t num_scales() const { return panels * groups * panel_rows; }
 };
 
@@ -131,14 +150,20 @@ struct packed_view : scale_arrays {
   LOWBIT_INLINE int64_t supers() const { return ceil_div(shape.groups, format->super_groups); }  // of a row
   // The code as the format numbers it.
   LOWBIT_INLINE unsigned code(int64_t row, int64_t column) const {
-    const unsigned byte = codes[shape.code_offset(row, column)];
-    if (shape.bits == 4) return shape.high_nibble(column) ? byte >> 4 : byte & 15u;
-    return format->decode == recipe::linear ? byte ^ 0x80u : byte;
+    const unsigned low = part(shape.low, row, column);
+    if (shape.high.bits) return low | part(shape.high, row, column) << shape.low.bits;
+    return format->decode == recipe::linear ? low ^ 0x80u : low;
   }
   // One weight, without the global scale, rounded once.
   LOWBIT_INLINE float value(int64_t row, int64_t column) const {
     const int64_t g = shape.group_of_column(column);
     return weight(format->values[code(row, column)], zero_point(row, g), scale(row, g), min(row, g));
+  }
+
+ private:
+  LOWBIT_INLINE unsigned part(const code_plane& plane, int64_t row, int64_t column) const {
+    const unsigned byte = codes[shape.plane_offset(plane, row, column)];
+    return byte >> shape.plane_shift(plane, column) & ((1u << plane.bits) - 1);
   }
 };
 

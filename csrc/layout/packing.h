@@ -5,6 +5,7 @@
 //     static constexpr packed_layout id;
 //     static constexpr int64_t block;      // rows that share bytes of codes, and whose scales lie side by side
 //     static constexpr bool column_sums;   // of integer formats
+//     static bool holds(int bits);         // codes of so many
 //     static uint8_t flip(format);         // what turns a canonical 8-bit code into a packed one
 //     static void write(row, shape, n, codes), read(codes, shape, n, row);   // row: a byte for each packed column
 //   };
@@ -88,8 +89,17 @@ packed_plan plan_as(const lowbit_weight& w, const typename Layout::shape& s) {
 }
 
 template <class Layout>
+lowbit_status check_width(const lowbit_weight& w) {
+  const format_row& format = format_at(w.format);
+  if (Layout::holds(format.bits)) return LOWBIT_OK;
+  return fail(LOWBIT_UNSUPPORTED, "%s has codes of %d bits: no kernel for this device reads them", format.name,
+              format.bits);
+}
+
+template <class Layout>
 lowbit_status packed_bytes_as(const lowbit_weight& w, size_t* bytes) {
   if (const lowbit_status status = check_weight_description(w)) return status;
+  if (const lowbit_status status = check_width<Layout>(w)) return status;
   const auto s = shape_as<Layout>(w);
   *bytes = static_cast<size_t>(plan_as<Layout>(w, s).regions().total);
   return LOWBIT_OK;
@@ -130,6 +140,7 @@ template <class Layout>
 lowbit_status view_as(const void* packed, size_t bytes, typename Layout::view* view, packed_plan* plan) {
   lowbit_weight w;
   if (const lowbit_status status = read_header(packed, bytes, Layout::id, &w)) return status;
+  if (const lowbit_status status = check_width<Layout>(w)) return status;
   view->shape = shape_as<Layout>(w);
   *plan = plan_as<Layout>(w, view->shape);
   if (const lowbit_status status = check_length(*plan, packed, bytes)) return status;

@@ -79,6 +79,21 @@ std::vector<std::string> words(const char* text) {
 
 // ---- what is here ----
 
+py::list activation_formats() {
+  py::list list;
+  for (int32_t i = 0; i < lowbit_num_activation_formats(); ++i) {
+    lowbit_activation_format_info f;
+    check(lowbit_activation_format_get(static_cast<lowbit_activation_format>(i), &f));
+    py::dict row;
+    row["name"] = f.name;
+    row["bits"] = f.bits;
+    row["block"] = f.block;
+    row["scale_dtype"] = dtype_name(f.scale_dtype);
+    list.append(row);
+  }
+  return list;
+}
+
 py::list formats() {
   py::list list;
   for (lowbit_format f = 0; f < lowbit_num_formats(); ++f) {
@@ -94,8 +109,10 @@ py::list formats() {
     row["global_scale"] = i.has_global_scale != 0;
     row["values"] = py::array_t<float>(py::ssize_t{1} << i.bits, i.values);
     row["integer"] = i.is_integer != 0;
+    row["signed_scales"] = i.has_signed_scales != 0;
     row["minimum"] = i.has_min != 0;
     row["super_groups"] = i.super_groups;
+    row["super_dtype"] = dtype_name(static_cast<lowbit_dtype>(i.super_dtype));
     row["super_flat"] = i.super_flat != 0;
     row["scale_values"] = i.scale_values ? py::object(py::array_t<float>(256, i.scale_values)) : py::object(py::none());
     list.append(row);
@@ -207,6 +224,7 @@ py::dict build_info() {
   info["sanitize"] = optional(LOWBIT_SANITIZE);
   info["torch"] = optional(LOWBIT_TORCH_VERSION);
   info["torch_floor"] = optional(LOWBIT_TORCH_FLOOR);
+  info["emulated"] = static_cast<bool>(LOWBIT_EMULATED);
   return info;
 }
 
@@ -219,8 +237,8 @@ double probe(const std::string& what, double seconds, int num_threads) {
 
 // ---- weights ----
 
-size_t packed_bytes(const std::string& format, int64_t n, int64_t k, int64_t group_n, int64_t group_k,
-                    const std::string& scale_dtype, bool zero_point) {
+lowbit_weight description_of(const std::string& format, int64_t n, int64_t k, int64_t group_n, int64_t group_k,
+                             const std::string& scale_dtype, bool zero_point) {
   static const int8_t some_zero_point = 0;
   lowbit_weight w{};
   w.format = format_called(format);
@@ -231,6 +249,13 @@ size_t packed_bytes(const std::string& format, int64_t n, int64_t k, int64_t gro
   w.scale_dtype = dtype_called(scale_dtype, "scale_dtype");
   w.zero_points = zero_point ? &some_zero_point : nullptr;
   w.global_scale = 1;
+  return w;
+}
+
+size_t packed_bytes(const std::string& format, int64_t n, int64_t k, int64_t group_n, int64_t group_k,
+                    const std::string& scale_dtype, bool zero_point, const std::string& packed_for) {
+  lowbit_weight w = description_of(format, n, k, group_n, group_k, scale_dtype, zero_point);
+  w.packed_for = called<lowbit_device>(packed_for, "packed_for", device_names);
   size_t bytes;
   check(lowbit_packed_bytes(&w, &bytes));
   return bytes;
@@ -241,10 +266,15 @@ struct packed_weight {
   array bytes;
   lowbit_weight description;
 
-  explicit packed_weight(const py::object& object) : bytes(read(object, "packed")), description{} {
+  // `given`: the bytes of the whole, where only the header's are there.
+  explicit packed_weight(const py::object& object, std::optional<int64_t> given = std::nullopt)
+      : bytes(read(object, "packed")), description{} {
     bytes.expect_dtype({"uint8"});
     bytes.expect_dimensions(1);
-    check(lowbit_packed_describe(bytes.data, size(), &description));
+    if (given && bytes.size() < LOWBIT_PACKED_HEADER_BYTES)
+      throw py::value_error("packed has " + std::to_string(bytes.size()) + " bytes: its header alone has " +
+                            std::to_string(LOWBIT_PACKED_HEADER_BYTES));
+    check(lowbit_packed_describe(bytes.data, given ? static_cast<size_t>(*given) : size(), &description));
   }
   size_t size() const { return static_cast<size_t>(bytes.size()); }
 };
@@ -262,9 +292,7 @@ struct scale_shapes {
   }
 };
 
-py::dict describe(const py::object& packed) {
-  const packed_weight p(packed);
-  const lowbit_weight& w = p.description;
+py::dict describe(const lowbit_weight& w) {
   py::dict d;
   d["format"] = info_of(w.format).name;
   d["n"] = w.n;
@@ -274,6 +302,7 @@ py::dict describe(const py::object& packed) {
   d["scale_dtype"] = dtype_name(w.scale_dtype);
   d["zero_point"] = w.zero_points != nullptr;
   d["global_scale"] = w.global_scale;
+  d["packed_for"] = device_names[w.packed_for];
   d["scale_offset"] = w.scale_offset;
   return d;
 }
@@ -283,6 +312,24 @@ struct scale_arguments {
   py::object zero_points, mins, super_scales, super_mins;
   float scale_offset;
 };
+
+py::dict describe_packed(const py::object& packed, std::optional<int64_t> size) {
+  return describe(packed_weight(packed, size).description);
+}
+
+std::string weight_to_text(const std::string& format, int64_t n, int64_t k, int64_t group_n, int64_t group_k,
+                           const std::string& scale_dtype, bool zero_point) {
+  const lowbit_weight w = description_of(format, n, k, group_n, group_k, scale_dtype, zero_point);
+  char text[160];
+  check(lowbit_weight_to_text(&w, text, sizeof text));
+  return text;
+}
+
+py::dict weight_from_text(const std::string& text) {
+  lowbit_weight w;
+  check(lowbit_weight_from_text(text.c_str(), &w));
+  return describe(w);
+}
 
 // A canonical weight whose arrays are checked and kept.
 struct canonical_weight {
@@ -372,7 +419,7 @@ py::dict unpack(const py::object& packed, int num_threads) {
   const std::string scale_type = bytes ? "uint8" : dtype_name(w.scale_dtype),
                     super_type = dtype_name(static_cast<lowbit_dtype>(info.super_dtype));
   py::array scales = empty(shapes.groups, scale_type);
-  py::dict result = describe(packed);
+  py::dict result = describe(w);
   result["codes"] = codes;
   result["scales"] = scales;
   const auto place = [&](bool wanted, const char* name, const std::string& type,
@@ -540,10 +587,12 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
       "Results are new NumPy arrays (bfloat16 ones need ml_dtypes). num_threads=0: all that this process may use.";
 
   m.def("version", &lowbit_version, "Version of liblowbit.so.");
-  m.def("build_info", &build_info, "How this module was built: version, compiler, sanitize, torch, torch_floor.");
+  m.def("build_info", &build_info, "How this module was built: version, compiler, sanitize, torch, torch_floor, emulated.");
   m.def("formats", &formats,
         "The number formats: name, bits, block_n, block_k, scale_dtype, zero_point, global_scale, values, integer, "
-        "minimum, super_groups, super_flat, scale_values.");
+        "signed_scales, minimum, super_groups, super_dtype, super_flat, scale_values.");
+  m.def("activation_formats", &activation_formats,
+        "What activations are quantized to: name, bits, block (columns that share a scale; 0: all), scale_dtype.");
   m.def("kernels", &kernels, "Every kernel: name, isa, family, mr, nr, kr, batch_invariant, runnable, device.");
   m.def("explain", &explain, arg("family"), arg("format"), arg("m"), arg("n"), arg("k"), arg("group_k"), arg("x_dtype"),
         arg("device") = "cpu", arg("arch") = 0, arg("group_n") = 1, arg("x_group") = 0, arg("accum") = "promoted",
@@ -559,10 +608,14 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         "Measures 'read_bandwidth' in bytes/s, or 'f32', 'bf16', 'int8' multiplication in operations/s.");
 
   m.def("packed_bytes", &packed_bytes, arg("format"), arg("n"), arg("k"), arg("group_n"), arg("group_k"),
-        arg("scale_dtype"), arg("zero_point"), "Size of a packed weight in bytes.");
-  m.def(
-      "describe", &describe, arg("packed"),
-      "A packed weight's header: format, n, k, group_n, group_k, scale_dtype, zero_point, global_scale, scale_offset.");
+        arg("scale_dtype"), arg("zero_point"), arg("packed_for") = "cpu", "Size of a packed weight in bytes.");
+  m.def("describe", &describe_packed, arg("packed"), arg("size") = none,
+        "A packed weight's header: format, n, k, group_n, group_k, scale_dtype, zero_point, global_scale, scale_offset, "
+        "packed_for. size: bytes of the whole, where `packed` is its beginning.");
+  m.def("weight_to_text", &weight_to_text, arg("format"), arg("n"), arg("k"), arg("group_n"), arg("group_k"),
+        arg("scale_dtype"), arg("zero_point"), "A weight's description as text: 'int4 4096x11008 1x128 bfloat16'.");
+  m.def("weight_from_text", &weight_from_text, arg("text"), "What describe() says, from such a text.");
+
   m.def("pack", &pack, arg("codes"), arg("scales"), arg("zero_points") = none, keywords, arg("format"), arg("group_n"),
         arg("group_k"), arg("k") = none, arg("global_scale") = 1.0f, arg("mins") = none, arg("super_scales") = none,
         arg("super_mins") = none, arg("scale_offset") = 0.0f, arg("num_threads") = 0,

@@ -5,28 +5,26 @@
 namespace lowbit_torch {
 namespace {
 
-// What the formats of lowbit_activation_format are called, and what they are made of.
-struct format_row {
-  const char* name;
-  int64_t bits, block;  // columns that share a scale; 0: all
-  lowbit_dtype scale_dtype;
-};
-constexpr format_row formats[] = {
-    {"int8", 8, 0, LOWBIT_F32},    {"int8_asymmetric", 8, 0, LOWBIT_F32}, {"fp8_e4m3", 8, 0, LOWBIT_F32},
-    {"fp8_e4m3_block", 8, 128, LOWBIT_F32}, {"mxfp8", 8, 32, LOWBIT_E8M0}, {"mxfp4", 4, 32, LOWBIT_E8M0},
-    {"nvfp4", 4, 16, LOWBIT_E4M3},
-};
-constexpr const char* sources[] = {"plain", "rms_norm", "silu_mul"};
+[[noreturn]] void unknown(const char* argument, const std::string& given, const std::string& list) {
+  invalid(std::string(argument) + " is '" + given + "': it must be one of " + list);
+}
 
-template <class Rows, class Name>
-int32_t index_of(const Rows& rows, const std::string& wanted, const char* argument, const Name& name_of_row) {
+lowbit_activation_format activation_format_called(const std::string& name, lowbit_activation_format_info* info) {
   std::string list;
-  int32_t index = 0;
-  for (const auto& row : rows) {
-    if (wanted == name_of_row(row)) return index;
-    list += (index++ ? ", " : "") + std::string(name_of_row(row));
+  for (int32_t i = 0; i < lowbit_num_activation_formats(); ++i) {
+    const auto format = static_cast<lowbit_activation_format>(i);
+    check(lowbit_activation_format_get(format, info));
+    if (name == info->name) return format;
+    list += (i ? ", " : "") + std::string(info->name);
   }
-  invalid(std::string(argument) + " is '" + wanted + "': it must be one of " + list);
+  unknown("format", name, list);
+}
+
+lowbit_activation_source source_called(const std::string& name) {
+  if (name == "plain") return LOWBIT_PLAIN;
+  if (name == "rms_norm") return LOWBIT_RMS_NORM;
+  if (name == "silu_mul") return LOWBIT_SILU_MUL;
+  unknown("source", name, "plain, rms_norm, silu_mul");
 }
 
 // A matrix of the shape of x [m, k].
@@ -45,6 +43,13 @@ std::tuple<tensor, tensor, tensor> quantize_rows(tensor x, bool symmetric) {
   const int64_t sizes[] = {r.m, r.k}, m[] = {r.m};
   tensor q = tensor::empty(sizes, int8_type(), on.where), scale = tensor::empty(m, float32_type(), on.where),
          zero_point = tensor::empty(m, int32_type(), on.where);
+  if (!on.cuda()) {
+    check(lowbit_quantize_rows(r.x.data(), x_dtype, r.m, r.k, r.stride,
+                               symmetric ? LOWBIT_DYNAMIC_SYMMETRIC : LOWBIT_DYNAMIC_ASYMMETRIC,
+                               static_cast<int8_t*>(q.mutable_data()), static_cast<float*>(scale.mutable_data()),
+                               static_cast<int32_t*>(zero_point.mutable_data()), &on.threads));
+    return {std::move(q), std::move(scale), std::move(zero_point)};
+  }
   lowbit_quantize_args args{};
   args.device = on.device;
   args.format = symmetric ? LOWBIT_ACTIVATION_INT8 : LOWBIT_ACTIVATION_INT8_ASYMMETRIC;
@@ -56,7 +61,6 @@ std::tuple<tensor, tensor, tensor> quantize_rows(tensor x, bool symmetric) {
   args.q = q.mutable_data();
   args.q_stride = r.k;
   args.scales = scale.mutable_data();
-  args.parallel = &on.threads;
   args.stream = on.stream;
   if (symmetric)
     zero_point.zero();
@@ -73,21 +77,19 @@ std::tuple<tensor, tensor, tensor, tensor> quantize_activation(tensor x, const s
                                                                std::optional<tensor> global_scale, bool power_of_two,
                                                                bool swizzled) {
   if (x.dim() != 2) invalid("x has shape " + shape_text(x.sizes()) + ": it must have two dimensions");
-  const int32_t format_index = index_of(formats, format, "format", [](const format_row& f) { return f.name; });
-  const format_row& f = formats[format_index];
+  lowbit_quantize_args args{};
+  lowbit_activation_format_info f;
+  args.format = activation_format_called(format, &f);
+  args.source = source_called(source);
   const dtype type = x.type();
   const execution on(x);
   on.expect(other, "other");
   on.expect(weight, "weight");
   on.expect(global_scale, "global_scale");
-  lowbit_quantize_args args{};
   args.x_dtype = float_dtype(type, "x");
   const rows r = rows_of(std::move(x));
   const int64_t blocks = f.block ? ceil_div(r.k, f.block) : 1;
   args.device = on.device;
-  args.format = static_cast<lowbit_activation_format>(format_index);
-  args.source = static_cast<lowbit_activation_source>(
-      index_of(sources, source, "source", [](const char* name) { return name; }));
   args.power_of_two = power_of_two;
   args.swizzled = swizzled;
   args.m = r.m;

@@ -58,15 +58,16 @@ LOWBIT_API const char* lowbit_version(void);
 typedef int32_t lowbit_format;
 
 typedef struct lowbit_format_info {
-  const char* name;          // "int4", "mxfp4", ... as published
-  int32_t bits;              // per code: 4 or 8
-  int32_t block_n, block_k;  // weights that share a scale; 0: the caller's choice
-  int32_t scale_dtype;       // a lowbit_dtype, or -1: the caller's choice of F32, F16, BF16
-  int32_t has_zero_point;    // zero points are allowed
-  int32_t has_global_scale;  // one more fp32 factor for the whole tensor
-  const float* values;       // [2^bits] value of every code
-  int32_t is_integer;        // LOWBIT_INTEGER multiplies by it
-  int32_t has_min;           // every group has a minimum, stored as its scale is
+  const char* name;           // "int4", "mxfp4", ... as published
+  int32_t bits;               // per code: 4 or 8
+  int32_t block_n, block_k;   // weights that share a scale; 0: the caller's choice
+  int32_t scale_dtype;        // a lowbit_dtype, or -1: the caller's choice of F32, F16, BF16
+  int32_t has_zero_point;     // zero points are allowed
+  int32_t has_global_scale;   // one more fp32 factor for the whole tensor
+  const float* values;        // [2^bits] value of every code
+  int32_t is_integer;         // LOWBIT_INTEGER multiplies by it
+  int32_t has_signed_scales;  // scales may be negative
+  int32_t has_min;            // every group has a minimum, stored as its scale is
   // Scales of two levels: `scales` are small numbers, which a larger block multiplies by its super scale.
   int32_t super_groups;       // groups that share a super scale; 0: scales of one level
   int32_t super_dtype;        // F16 or F32
@@ -243,6 +244,17 @@ typedef enum lowbit_activation_format {
   LOWBIT_ACTIVATION_MXFP4 = 5,            // E2M1; E8M0 scale of 32 columns
   LOWBIT_ACTIVATION_NVFP4 = 6,            // E2M1; E4M3 scale of 16 columns: global_scale * max|v| / 6
 } lowbit_activation_format;
+
+typedef struct lowbit_activation_format_info {
+  const char* name;  // "int8", "int8_asymmetric", "fp8_e4m3", "fp8_e4m3_block", "mxfp8", "mxfp4", "nvfp4"
+  int32_t bits;
+  int32_t block;  // columns that share a scale; 0: all of a row
+  lowbit_dtype scale_dtype;
+} lowbit_activation_format_info;
+
+LOWBIT_API int32_t lowbit_num_activation_formats(void);
+LOWBIT_API lowbit_status lowbit_activation_format_get(lowbit_activation_format format,
+                                                      lowbit_activation_format_info* info);
 
 typedef enum lowbit_activation_source {
   LOWBIT_PLAIN = 0,     // v = x

@@ -1,7 +1,7 @@
 """compressed-tensors' names and layouts of quantized tensors, which ``state_dict()`` writes.
 
 ===========================  ==========================================================================================
-pack-quantized               int4, int8 with floating-point activations, int4 with int8 ones:
+pack-quantized               int2 to int6, and int8 with floating-point activations:
                              ``weight_packed`` int32 [n, ceil(k * bits / 32)], code + 2^(bits - 1), low bits first;
                              ``weight_scale``; ``weight_shape`` int64 [2]; asymmetric: ``weight_zero_point`` int32
                              [ceil(rows * bits / 32), columns], packed down the rows of the scales
@@ -9,7 +9,11 @@ int-quantized                int8 with int8 activations: ``weight`` int8 [n, k],
 float-quantized, mxfp8       ``weight`` float8 [n, k], ``weight_scale`` (mxfp8: uint8, the bytes of E8M0)
 nvfp4-, mxfp4-pack-quantized ``weight_packed`` uint8 [n, k / 2], ``weight_scale`` (float8_e4m3fn; uint8),
                              nvfp4: ``weight_global_scale`` float32 [1], which divides
-fp4_e2m1, nf4                (not known to compressed-tensors) as nvfp4, with a floating-point ``weight_scale``
+fp4_e2m1, nf4, fp6, ternary  (not known to compressed-tensors) ``weight_packed`` uint8 [n, ceil(k * bits / 8)], a
+                             floating-point ``weight_scale`` (mxfp6: uint8, the bytes of E8M0)
+GGUF's blocks, nf4_dq        (not known to compressed-tensors) ``weight_packed`` uint8 [n, ceil(k * bits / 8)],
+                             ``weight_scale``; with minima ``weight_min``; scales of two levels:
+                             ``weight_super_scale``, ``weight_super_min``; nf4_dq: ``weight_scale_offset`` float32 [1]
 static activations           ``input_scale`` float32 [1], ``input_zero_point`` int8 [1]
 ===========================  ==========================================================================================
 
@@ -24,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lowbit.formats import Format, describe_shape, dtype_name, num_groups
+from lowbit.formats import Format, describe_shape, dtype_name, num_groups, pack_codes, unpack_codes
 from lowbit.tensor import QuantizedTensor
 
 # Every name that a weight's tensors may have.
@@ -35,13 +39,17 @@ WEIGHT_NAMES = (
     "weight_zero_point",
     "weight_global_scale",
     "weight_shape",
+    "weight_min",
+    "weight_super_scale",
+    "weight_super_min",
+    "weight_scale_offset",
 )
 
 
 def write_weight(quantized: QuantizedTensor, integer_activations: bool) -> dict[str, Tensor]:
     """The tensors of a weight, by name, in the order in which checkpoints list them."""
     fmt = quantized.format
-    codes, scales, zero_points = quantized.canonical()
+    codes, scales, zero_points, mins, super_scales, super_mins = quantized.canonical()
     if scales.dtype == torch.float8_e8m0fnu:
         scales = scales.view(torch.uint8)
     rows, columns = scales.shape
@@ -55,6 +63,11 @@ def write_weight(quantized: QuantizedTensor, integer_activations: bool) -> dict[
         if fmt.global_scale:
             inverse = torch.tensor([1.0 / quantized.global_scale], dtype=torch.float32, device=codes.device)
             tensors["weight_global_scale"] = inverse
+        beside = {"weight_min": mins, "weight_super_scale": super_scales, "weight_super_min": super_mins}
+        tensors |= {name: tensor for name, tensor in beside.items() if tensor is not None}
+        if fmt.scale_values is not None:
+            offset = torch.tensor([quantized.scale_offset], dtype=torch.float32, device=codes.device)
+            tensors["weight_scale_offset"] = offset
         return tensors
     tensors["weight_packed"] = _words(_biased(codes) if fmt.bits == 8 else codes)
     tensors["weight_scale"] = scales.reshape(shape)
@@ -79,6 +92,9 @@ def missing_names(
         needed.append("weight_zero_point")
     if fmt.global_scale:
         needed.append("weight_global_scale")
+    needed += _beside(fmt)
+    if fmt.scale_values is not None:
+        needed.append("weight_scale_offset")
     return [name for name in needed if name not in tensors]
 
 
@@ -111,7 +127,7 @@ def read_weight(
         reader.expect_shape(shape)
     elif fmt.zero_point:
         codes = reader.take("weight", torch.int8, shape)
-        codes = codes if fmt.bits == 8 else _nibbles_of_int8(codes, fmt, name)
+        codes = codes if fmt.bits == 8 else _codes_of_int8(codes, fmt, name)
     else:
         stored = "weight" if fmt.bits == 8 else "weight_packed"
         if stored in tensors and tensors[stored].dtype in (torch.float32, torch.float16, torch.bfloat16):
@@ -142,6 +158,15 @@ def read_weight(
             if not 0 < value < float("inf"):
                 raise ValueError(f"{name}weight_global_scale is {value:g}: it must be positive and finite")
             global_scale = 1.0 / value
+    supers = fmt.super_shape(shape, group) or ()
+    beside = {
+        argument: reader.take(stored, None, groups if argument == "mins" else supers)
+        for stored, argument in _beside(fmt).items()
+    }
+    offset = 0.0
+    if fmt.scale_values is not None:
+        taken = reader.take("weight_scale_offset", torch.float32, (1,))
+        offset = 0.0 if taken.device.type == "meta" else float(taken)
     try:
         return QuantizedTensor(
             codes,
@@ -152,9 +177,21 @@ def read_weight(
             group=group,
             global_scale=global_scale,
             signed_scales=signed_scales,
+            scale_offset=offset,
+            **beside,
         )
     except (TypeError, ValueError) as error:
         raise type(error)(f"{name}weight: {error}") from None
+
+
+def _beside(fmt: Format) -> dict[str, str]:
+    """What the format has beside scales: names of tensors, and of QuantizedTensor's arguments."""
+    names = {"weight_min": "mins"} if fmt.minimum else {}
+    if fmt.super_groups:
+        names["weight_super_scale"] = "super_scales"
+        if fmt.minimum:
+            names["weight_super_min"] = "super_mins"
+    return names
 
 
 class _Reader:
@@ -201,13 +238,7 @@ def _bytes(words: Tensor) -> Tensor:
     return words.contiguous().flatten().view(torch.uint8).view(words.shape[0], -1)
 
 
-def _nibbles(values: Tensor) -> Tensor:
-    """uint8 [rows, columns] of 0 .. 15 -> uint8 [rows, ceil(columns / 2)], the even ones low."""
-    values = F.pad(values, (0, values.shape[1] % 2))
-    return values[:, ::2] | values[:, 1::2] << 4
-
-
-def _nibbles_of_int8(codes: Tensor, fmt: Format, name: str) -> Tensor:
+def _codes_of_int8(codes: Tensor, fmt: Format, name: str) -> Tensor:
     if codes.device.type != "meta":
         bad = (codes < fmt.lowest) | (codes > fmt.largest)
         if bad.any():
@@ -215,7 +246,7 @@ def _nibbles_of_int8(codes: Tensor, fmt: Format, name: str) -> Tensor:
                 f"{name}weight has {int(bad.sum())} codes out of range, {int(codes[bad][0])} among them: {fmt.name} "
                 f"allows {fmt.lowest:g} to {fmt.largest:g}"
             )
-    return _nibbles((codes - int(fmt.lowest)).view(torch.uint8))
+    return pack_codes((codes - int(fmt.lowest)).view(torch.uint8), fmt.bits)
 
 
 def _packed_rows(groups: tuple[int, int], fmt: Format) -> tuple[int, int]:
@@ -225,11 +256,9 @@ def _packed_rows(groups: tuple[int, int], fmt: Format) -> tuple[int, int]:
 def _pack_zero_points(zero_points: Tensor, fmt: Format) -> Tensor:
     """int8 [rows, columns] -> int32 [ceil(rows * bits / 32), columns]."""
     stored = (zero_points.to(torch.int16) - int(fmt.lowest)).to(torch.uint8).t().contiguous()
-    return _words(_nibbles(stored) if fmt.bits == 4 else stored).t().contiguous()
+    return _words(pack_codes(stored, fmt.bits)).t().contiguous()
 
 
 def _unpack_zero_points(packed: Tensor, rows: int, fmt: Format) -> Tensor:
-    stored = _bytes(packed.t())
-    if fmt.bits == 4:
-        stored = torch.stack((stored & 15, stored >> 4), -1).flatten(1)
-    return (stored[:, :rows].to(torch.int16) + int(fmt.lowest)).to(torch.int8).t().contiguous()
+    stored = unpack_codes(_bytes(packed.t()), fmt.bits, rows)
+    return (stored.to(torch.int16) + int(fmt.lowest)).to(torch.int8).t().contiguous()

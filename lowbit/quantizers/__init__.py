@@ -9,7 +9,7 @@ import torch
 from lowbit import formats
 from lowbit.ops import ops
 from lowbit.quantizers.ranges import group_ranges, row_chunks
-from lowbit.quantizers.rules import RULES, Grid
+from lowbit.quantizers.rules import RULES, Grid, quantized_scales
 from lowbit.quantizers.scheme import PRESETS, SCALE_RULES, Scheme
 from lowbit.tensor import QuantizedTensor
 
@@ -20,8 +20,9 @@ def quantize(weight: torch.Tensor, scheme: Scheme | str, **choices: Any) -> Quan
     """The weight in low precision.
 
     Codes and scales equal those of compressed-tensors bit for bit for the presets that it has, bitsandbytes' for NF4.
-    (Where its float16 arithmetic over- or underflows, in NVFP4, MXFP4 and MXFP8, ours is done in float32.) Any shape
-    will do, and any group size where the format leaves that open: the last group of a row may be short.
+    (Where its float16 arithmetic over- or underflows, in NVFP4, MXFP4 and MXFP8, ours is done in float32. NF4_DQ's
+    8-bit scales are the nearest codes; bitsandbytes' CPU library rounds to a grid of 2^16 before it looks them up.) Any
+    shape will do, and any group size where the format leaves that open: the last group of a row may be short.
 
     Args:
         weight: [n, k] float32, float16 or bfloat16 on the CPU: n outputs, k inputs. Any strides.
@@ -37,6 +38,8 @@ def quantize(weight: torch.Tensor, scheme: Scheme | str, **choices: Any) -> Quan
     weight = weight.detach()
     group = scheme.group(weight.shape[0], weight.shape[1])
     fmt = formats.get(scheme.format)
+    if fmt.minimum or fmt.scale_dtype == "int8":
+        raise ValueError(f"scheme is {scheme}: nothing here quantizes to {fmt.name}; lowbit.checkpoints.gguf reads it")
     # the core's check of the description: before any work, and with its numbers
     QuantizedTensor.packed_bytes(
         fmt.name, (weight.shape[0], weight.shape[1]), group, scheme.scales(weight.dtype), not scheme.symmetric
@@ -44,12 +47,15 @@ def quantize(weight: torch.Tensor, scheme: Scheme | str, **choices: Any) -> Quan
     lows, highs = group_ranges(weight, group)
     if not (lows.isfinite().all() and highs.isfinite().all()):
         raise ValueError(_describe_not_finite(weight))
-    if fmt.name == "nf4" and scheme.scale_rule == "absmax":
+    super_scales, offset = None, 0.0
+    if fmt.name in ("nf4", "nf4_dq") and scheme.scale_rule == "absmax":
         codes, grid = _bitsandbytes(weight, lows, highs, scheme, group)
     else:
         grid = RULES[scheme.scale_rule](weight, lows, highs, scheme)
         _check_overflow(grid, weight.dtype)
         codes = ops.encode(weight.contiguous(), grid.divisor, grid.zero_points, fmt.name, *group)
+    if fmt.scale_values is not None:
+        grid.scales, super_scales, offset = quantized_scales(grid.scales, fmt)
     return QuantizedTensor.trusted(
         codes=codes if fmt.storage == torch.uint8 else codes.view(fmt.storage),
         scales=grid.scales,
@@ -58,6 +64,8 @@ def quantize(weight: torch.Tensor, scheme: Scheme | str, **choices: Any) -> Quan
         shape=(weight.shape[0], weight.shape[1]),
         group=group,
         global_scale=grid.global_scale,
+        super_scales=super_scales,
+        scale_offset=offset,
     )
 
 
@@ -101,8 +109,8 @@ def _bitsandbytes(
         if group_n > 1:
             factor = factor.repeat_interleave(min(group_n, end - begin), 0)[: end - begin]
         factor = factor.repeat_interleave(group_k, 1)[:, :k]
-        codes[begin:end] = ops.encode(weight[begin:end].float() * factor, one, None, scheme.format, end - begin, k)
-    scales = magnitude.to(scheme.scales(weight.dtype))
+        codes[begin:end] = ops.encode(weight[begin:end].float() * factor, one, None, "nf4", end - begin, k)
+    scales = magnitude if scheme.format == "nf4_dq" else magnitude.to(scheme.scales(weight.dtype))
     return codes, Grid(scales, None, scales)
 
 
@@ -113,8 +121,8 @@ def _check_weight(weight: Any) -> None:
         raise TypeError(f"weight is {formats.dtype_name(weight.dtype)}: it must be float32, float16 or bfloat16")
     if weight.dim() != 2 or 0 in weight.shape:
         raise ValueError(f"weight is {formats.describe_shape(tuple(weight.shape))}: it must be n x k, each at least 1")
-    if weight.device.type != "cpu":
-        raise ValueError(f"weight is on {weight.device}: quantizing runs on the CPU, pass weight.cpu()")
+    if weight.device.type not in ("cpu", "cuda"):
+        raise ValueError(f"weight is on {weight.device}: quantizing runs on the CPU and on CUDA devices")
 
 
 def _describe_not_finite(weight: torch.Tensor) -> str:

@@ -68,11 +68,53 @@ def mse(weight: torch.Tensor, lows: torch.Tensor, highs: torch.Tensor, scheme: S
     return best
 
 
+def absmean(weight: torch.Tensor, lows: torch.Tensor, highs: torch.Tensor, scheme: Scheme) -> Grid:
+    """The mean magnitude of every group: W becomes clip(round(W / mean |W|), -1, 1).
+
+    BitNet b1.58's (Ma et al. 2024, The Era of 1-bit LLMs, equations 1 to 3), for ternary weights.
+    """
+    scales = mean_magnitude(weight, scheme.group(*weight.shape))
+    return Grid(scales.to(scheme.scales(weight.dtype)), None, scales)
+
+
+def mean_magnitude(weight: torch.Tensor, group: tuple[int, int]) -> torch.Tensor:
+    """float32 [groups]: the mean of |weight| [n, k] over every group, at least 1e-5 (the paper's epsilon)."""
+    n, k = weight.shape
+    group_n, group_k = min(group[0], n), min(group[1], k)
+    magnitude = torch.nn.functional.pad(weight.float().abs(), (0, -k % group_k, 0, -n % group_n))
+    sums = magnitude.view(-(-n // group_n), group_n, -(-k // group_k), group_k).sum((1, 3))
+    rows = [min(group_n, n - first) for first in range(0, n, group_n)]
+    columns = [min(group_k, k - first) for first in range(0, k, group_k)]
+    counts = torch.outer(torch.tensor(rows), torch.tensor(columns)).to(weight.device)  # the last ones may be short
+    result: torch.Tensor = (sums / counts).clamp(min=1e-5)
+    return result
+
+
 RULES: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Scheme], Grid]] = {
     "absmax": absmax,
     "signed_max": signed_max,
     "mse": mse,
+    "absmean": absmean,
 }
+
+
+def quantized_scales(scales: torch.Tensor, fmt: Format) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Double quantization (Dettmers et al. 2023, QLoRA, section 3): scales as the nearest of ``fmt.scale_values``.
+
+    scales float32 [rows, columns] -> uint8 of the same shape, the largest magnitude of every ``fmt.super_groups`` of
+    them, and their mean: scale = scale_values[code] * magnitude + mean.
+    """
+    assert fmt.scale_values is not None
+    flat = scales.flatten()
+    mean = flat.mean()
+    count = -(-flat.numel() // fmt.super_groups)
+    rest = torch.nn.functional.pad(flat - mean, (0, count * fmt.super_groups - flat.numel())).view(count, -1)
+    magnitude = rest.abs().amax(1)
+    quotient = (rest / magnitude[:, None]).nan_to_num(0).flatten()[: flat.numel()]
+    table = fmt.scale_values.to(scales.device)
+    left = (torch.searchsorted(table, quotient, right=True) - 1).clamp(0, len(table) - 2)
+    nearer_right = (table[left + 1] - quotient).abs() < (quotient - table[left]).abs()
+    return (left + nearer_right).to(torch.uint8).view(scales.shape), magnitude, float(mean)
 
 
 def _mse_ratios(fmt: Format) -> list[float]:
@@ -128,12 +170,17 @@ def _asymmetric(lows: torch.Tensor, highs: torch.Tensor, fmt: Format, dtype: tor
 
 
 def _power_of_two(magnitude: torch.Tensor, fmt: Format) -> Grid:
-    """E8M0 scales: the exponent of the largest weight, rounded up from 1.75, less that of the largest value.
+    """E8M0 scales: the exponent of the largest weight less that of the largest value.
 
-    compressed-tensors' rule (torchao calls it EVEN), between the floor and the ceiling of the OCP specification.
+    It is rounded up where the weight, in units of the largest value's power of two, is nearer to 2 than to that value:
+    from 1.75 for fp4, 1.875 for e3m2, 1.9375 for e2m3. (torchao calls this EVEN; it lies between the floor and the
+    ceiling of the OCP specification.) fp8 takes 1.75, too, as in compressed-tensors.
     """
-    exponent = (magnitude.view(torch.int32) + (1 << 21)) >> 23  # biased; a mantissa of 1.75 or more carries
-    exponent = (exponent - math.floor(math.log2(fmt.largest))).clamp(0, 254)
+    largest = math.floor(math.log2(fmt.largest))
+    top = 1.5 if fmt.bits == 8 else fmt.largest / 2**largest
+    carry = round((1 - top / 2) * 2**23)  # 2 - (top + 2) / 2
+    exponent = (magnitude.view(torch.int32) + carry) >> 23  # biased
+    exponent = (exponent - largest).clamp(0, 254)
     scales = exponent.to(torch.uint8).view(torch.float8_e8m0fnu)
     return Grid(scales, None, scales.float())
 

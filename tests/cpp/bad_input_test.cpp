@@ -26,9 +26,10 @@ struct packed_reader {
     a.packed = packed;
     a.packed_bytes = bytes;
     a.y = out.data();
+    const lowbit_weight_arrays arrays{codes.data(), scales.data(), zeros.data(), nullptr, nullptr, nullptr};
     const lowbit_status got[] = {
         lowbit_packed_describe(packed, bytes, &d),
-        lowbit_unpack(packed, bytes, codes.data(), scales.data(), zeros.data(), nullptr),
+        lowbit_unpack(packed, bytes, &arrays, nullptr),
         lowbit_dequantize_packed(packed, bytes, out.data(), LOWBIT_F32, nullptr),
         lowbit_gemm(&a),
     };
@@ -185,7 +186,8 @@ TEST(groups_larger_than_the_weight_are_one_group) {
     CHECK_EQ(lowbit_dequantize(&w.description, out.data(), LOWBIT_F32, nullptr), LOWBIT_OK);
     CHECK_EQ(out[0], static_cast<float>(first));
     std::vector<uint8_t> codes(w.codes.size()), scales(4);
-    CHECK_EQ(lowbit_unpack(packed.data(), packed.size(), codes.data(), scales.data(), nullptr, nullptr), LOWBIT_OK);
+    const lowbit_weight_arrays arrays{codes.data(), scales.data(), nullptr, nullptr, nullptr, nullptr};
+    CHECK_EQ(lowbit_unpack(packed.data(), packed.size(), &arrays, nullptr), LOWBIT_OK);
     CHECK(codes == w.codes);
     const lowbit_encode_args a{w.description.format, 5,          64,      group,       group, out.data(), LOWBIT_F32,
                                w.scales.data(),      LOWBIT_F32, nullptr, codes.data()};
@@ -245,7 +247,8 @@ TEST(bad_zero_points_and_codes_are_refused) {
                                      {"fp8_e5m2", 0xfcu},
                                      {"fp8_e5m2", 0x7du},
                                      {"fp8_e5m2", 0xffu},
-                                     {"mxfp8", 0xffu}}) {
+                                     {"mxfp8", 0xffu},
+                                     {"ternary", 3u}}) {
     w = small_weight(format);
     w.set_code(4, 63, code);
     CHECK(pack_status(w.description) == LOWBIT_INVALID_VALUE, "%s code %x", format, code);

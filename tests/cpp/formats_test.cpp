@@ -19,6 +19,13 @@ double minifloat_value(unsigned code, int exponent_bits, int mantissa_bits, int 
 
 double defined_value(const std::string& name, unsigned code) {
   if (name == "int4") return static_cast<int>(code) - 8;
+  if (name == "int2") return static_cast<int>(code) - 2;
+  if (name == "int3") return static_cast<int>(code) - 4;
+  if (name == "int5") return static_cast<int>(code) - 16;
+  if (name == "int6") return static_cast<int>(code) - 32;
+  if (name == "ternary") return code == 3 ? static_cast<double>(NAN) : static_cast<int>(code) - 1;
+  if (name == "fp6_e2m3" || name == "mxfp6_e2m3") return minifloat_value(code, 2, 3, 1);
+  if (name == "fp6_e3m2" || name == "mxfp6_e3m2") return minifloat_value(code, 3, 2, 3);
   if (name == "int8") return code < 128 ? static_cast<int>(code) : static_cast<int>(code) - 256;
   if (name == "fp8_e4m3" || name == "mxfp8") return (code & 0x7f) == 0x7f ? NAN : minifloat_value(code, 4, 3, 7);
   if (name == "fp8_e5m2") {
@@ -102,21 +109,21 @@ TEST(every_code_has_its_published_value) {
 }
 
 TEST(formats_are_found_by_name) {
-  CHECK_EQ(lowbit_num_formats(), 9);
+  CHECK_EQ(lowbit_num_formats(), 22);
   for (int i = 0; i < lowbit_num_formats(); ++i) {
     lowbit_format_info info;
     lowbit_format found = -1;
     CHECK_EQ(lowbit_format_get(i, &info), LOWBIT_OK);
     CHECK_EQ(lowbit_format_find(info.name, &found), LOWBIT_OK);
     CHECK_EQ(found, i);
-    CHECK(info.bits == 4 || info.bits == 8);
+    CHECK(info.bits >= 2 && info.bits <= 8 && info.bits != 7);
   }
   lowbit_format_info info;
   lowbit_format found;
   CHECK_EQ(lowbit_format_get(-1, &info), LOWBIT_INVALID_VALUE);
   CHECK_EQ(lowbit_format_get(lowbit_num_formats(), &info), LOWBIT_INVALID_VALUE);
-  CHECK_EQ(lowbit_format_find("int5", &found), LOWBIT_INVALID_VALUE);
-  CHECK(std::strstr(lowbit_last_error(), "int5"), "%s", lowbit_last_error());
+  CHECK_EQ(lowbit_format_find("int7", &found), LOWBIT_INVALID_VALUE);
+  CHECK(std::strstr(lowbit_last_error(), "int7"), "%s", lowbit_last_error());
 }
 
 TEST(every_finite_code_encodes_to_itself) {

@@ -7,8 +7,9 @@
 
 namespace {
 
-constexpr const char* all_formats[] = {"int4",  "int8",  "fp8_e4m3", "fp8_e5m2", "fp4_e2m1",
-                                       "mxfp4", "mxfp8", "nvfp4",    "nf4"};
+constexpr const char* all_formats[] = {"int4",  "int8",  "fp8_e4m3", "fp8_e5m2", "fp4_e2m1",   "mxfp4",
+                                       "mxfp8", "nvfp4", "nf4",      "int2",     "ternary",    "int3",
+                                       "int5",  "int6",  "fp6_e2m3", "fp6_e3m2", "mxfp6_e2m3", "mxfp6_e3m2"};
 
 // Shapes around panels of 16 rows and lines of 64 and 128 columns, by every kind of group.
 template <class Visit>
@@ -35,26 +36,31 @@ weight_options options_of(const char* format, int64_t n, int64_t k, int64_t grou
 }  // namespace
 
 TEST(indices_are_a_bijection) {
-  for (const int bits : {4, 8}) {
+  for (const int bits : {2, 3, 4, 5, 6, 8}) {
     for_each_shape([&](int64_t n, int64_t k, int64_t group_k) {
       const auto s = lowbit::packed_shape::of(n, k, 1, group_k, bits);
       CHECK(s.k_packed == s.blocks * s.block_k && s.panels * 16 >= n && (s.panels - 1) * 16 < n);
-      // one count for each nibble or byte of the panels
-      std::vector<uint8_t> used(static_cast<size_t>(s.code_bytes() * 2));
+      CHECK_EQ(s.code_bytes() * 8, s.panels * 16 * s.k_packed * bits);
+      // one count for each bit of the panels
+      std::vector<uint8_t> used(static_cast<size_t>(s.code_bytes() * 8));
       for (int64_t row = 0; row < n; ++row) {
         for (int64_t j = 0; j < k; ++j) {
-          const int64_t column = s.column(j), at = s.code_offset(row, column);
-          CHECK(column >= 0 && column < s.k_packed && at >= 0 && at < s.code_bytes(),
-                "column %lld of %lld x %lld by %lld", static_cast<long long>(j), static_cast<long long>(n),
-                static_cast<long long>(k), static_cast<long long>(group_k));
+          const int64_t column = s.column(j);
           CHECK_EQ(s.group_of_column(column), j / group_k);
-          ++used[static_cast<size_t>(2 * at + s.high_nibble(column))];
+          for (const lowbit::code_plane& plane : {s.low, s.high}) {
+            if (!plane.bits) continue;
+            const int64_t at = s.plane_offset(plane, row, column);
+            CHECK(column >= 0 && column < s.k_packed && at >= 0 && at < s.code_bytes(),
+                  "column %lld of %lld x %lld by %lld", static_cast<long long>(j), static_cast<long long>(n),
+                  static_cast<long long>(k), static_cast<long long>(group_k));
+            for (int i = 0; i < plane.bits; ++i) ++used[static_cast<size_t>(8 * at + s.plane_shift(plane, column) + i)];
+          }
           if (s.k_in_order()) CHECK_EQ(column, j);
           CHECK_EQ(column / s.unit * s.unit / s.span, (column / s.unit * s.unit + s.unit - 1) / s.span);
         }
       }
-      CHECK_EQ(std::count(used.begin(), used.end(), 1), n * k);
-      CHECK_EQ(std::count(used.begin(), used.end(), 0), s.code_bytes() * 2 - n * k);
+      CHECK_EQ(std::count(used.begin(), used.end(), 1), n * k * bits);
+      CHECK_EQ(std::count(used.begin(), used.end(), 0), s.code_bytes() * 8 - n * k * bits);
       std::vector<uint8_t> scales(static_cast<size_t>(s.num_scales()));
       for (int64_t row = 0; row < n; ++row)
         for (int64_t g = 0; g < s.groups; ++g) ++scales[static_cast<size_t>(s.scale_index(row, g))];
@@ -63,17 +69,38 @@ TEST(indices_are_a_bijection) {
   }
 }
 
+// docs/packed_layout.md: which line of a block a column's bits are in, and where in its byte.
 TEST(packed_codes_lie_where_the_picture_says) {
+  struct picture {
+    const char* format;
+    int64_t depth, lines;
+    struct {
+      int bits;
+      int64_t line;  // the plane's first
+    } planes[2];
+  };
   random_source random(3);
-  for (const char* format : {"int4", "int8"}) {
-    const canonical_weight w = random_weight({format, 33, 300, 1, 128, LOWBIT_F32, false}, random);
+  for (const picture& p : {picture{"int8", 64, 1, {{8, 0}, {0, 0}}}, picture{"int4", 128, 1, {{4, 0}, {0, 0}}},
+                           picture{"int2", 256, 1, {{2, 0}, {0, 0}}}, picture{"int3", 512, 3, {{2, 0}, {1, 2}}},
+                           picture{"int5", 512, 5, {{4, 0}, {1, 4}}}, picture{"int6", 256, 3, {{4, 0}, {2, 2}}}}) {
+    const canonical_weight w = random_weight({p.format, 33, 700, 1, 128, LOWBIT_F32, false}, random);
     const exact_bytes packed = w.pack();
-    const int64_t per_line = w.format().bits == 4 ? 128 : 64, lines = 384 / per_line;
+    const int64_t blocks = ceil_div(768, p.depth);  // 6 groups of 128
     for (int64_t row = 0; row < 33; ++row) {
-      for (int64_t j = 0; j < 300; ++j) {
-        const uint8_t byte = packed.bytes()[256 + ((row / 16 * lines + j / per_line) * 16 + row % 16) * 64 + j % 64];
-        const unsigned code = w.format().bits == 8 ? byte ^ 0x80u : j % 128 < 64 ? byte & 15u : byte >> 4;
-        CHECK(code == w.code(row, j), "%s [%lld, %lld]", format, static_cast<long long>(row),
+      for (int64_t j = 0; j < 700; ++j) {
+        unsigned code = 0;
+        int first = 0;
+        for (const auto& plane : p.planes) {
+          if (!plane.bits) continue;
+          const int64_t per_line = 512 / plane.bits, line = plane.line + j % p.depth / per_line;
+          const uint8_t byte =
+              packed
+                  .bytes()[256 + (((row / 16 * blocks + j / p.depth) * p.lines + line) * 16 + row % 16) * 64 + j % 64];
+          code |= (byte >> (j % per_line / 64 * plane.bits) & ((1u << plane.bits) - 1)) << first;
+          first += plane.bits;
+        }
+        if (w.format().bits == 8) code ^= 0x80;
+        CHECK(code == w.code(row, j), "%s [%lld, %lld]", p.format, static_cast<long long>(row),
               static_cast<long long>(j));
       }
     }
@@ -85,17 +112,18 @@ TEST(unpacking_inverts_packing) {
   int turn = 0;
   for (const char* format : all_formats) {
     for_each_shape([&](int64_t n, int64_t k, int64_t group_k) {
-      if (++turn % (sanitized ? 20 : 2)) return;
+      if (++turn % (sanitized ? 41 : 5)) return;
       canonical_weight w = random_weight(options_of(format, n, k, group_k, turn), random);
       thread_pool threads(turn % 3 + 1);
       const exact_bytes packed = w.pack(&threads.parallel);
       exact_bytes codes(w.codes.size()), scales(w.scales.size()), zeros(w.zero_points.size());
-      CHECK_EQ(
-          lowbit_unpack(packed.data(), packed.size(), codes.data(), scales.data(),
-                        w.zero_points.empty() ? nullptr : reinterpret_cast<int8_t*>(zeros.data()), &threads.parallel),
-          LOWBIT_OK);
-      if (w.format().bits == 4 && w.k() % 2)  // what lies beyond the row's end is no code
-        for (int64_t i = 0; i < n; ++i) w.codes[static_cast<size_t>((i + 1) * w.row_bytes() - 1)] &= 15;
+      const lowbit_weight_arrays arrays{
+          codes.data(), scales.data(), w.zero_points.empty() ? nullptr : reinterpret_cast<int8_t*>(zeros.data()),
+          nullptr,      nullptr,       nullptr};
+      CHECK_EQ(lowbit_unpack(packed.data(), packed.size(), &arrays, &threads.parallel), LOWBIT_OK);
+      const int64_t last = w.k() * w.format().bits % 8;  // what lies beyond the row's end is no code
+      for (int64_t i = 0; i < n && last; ++i)
+        w.codes[static_cast<size_t>((i + 1) * w.row_bytes() - 1)] &= static_cast<uint8_t>((1 << last) - 1);
       const bool equal = !std::memcmp(codes.data(), w.codes.data(), w.codes.size()) &&
                          !std::memcmp(scales.data(), w.scales.data(), w.scales.size()) &&
                          (w.zero_points.empty() || !std::memcmp(zeros.data(), w.zero_points.data(), zeros.size()));
@@ -187,9 +215,9 @@ TEST(encoding_a_matrix_encodes_each_element) {
           if (w.zero_point(i, j)) v = round(v + static_cast<float>(w.zero_point(i, j)));
           unsigned wanted = nearest(v);
           if (f.integer()) {
-            const double low = -f.integer_offset, high = f.integer_offset - 1;
+            const double low = f.integer_low(), high = f.integer_high();
             const int code = static_cast<int>(std::fmin(std::fmax(std::nearbyint(static_cast<double>(v)), low), high));
-            wanted = static_cast<unsigned>(f.bits == 4 ? code + 8 : code & 255);
+            wanted = static_cast<unsigned>(f.bits < 8 ? code + f.integer_offset : code & 255);
           }
           CHECK(got.code(i, j) == wanted, "%s of %.9g is %u, not %u", format, static_cast<double>(v), got.code(i, j),
                 wanted);

@@ -124,15 +124,16 @@ struct canonical_weight {
     return row / description.group_n * groups() + column / description.group_k;
   }
   unsigned code(int64_t row, int64_t column) const {
-    if (format().bits == 8) return codes[static_cast<size_t>(row * row_bytes() + column)];
-    return codes[static_cast<size_t>(row * row_bytes() + column / 2)] >> (column % 2 * 4) & 15u;
+    unsigned code = 0;
+    for (int i = 0; i < format().bits; ++i) code |= bit(row, column, i) << i;
+    return code;
   }
   void set_code(int64_t row, int64_t column, unsigned code) {
-    uint8_t& byte = codes[static_cast<size_t>(row * row_bytes() + (format().bits == 8 ? column : column / 2))];
-    if (format().bits == 8)
-      byte = static_cast<uint8_t>(code);
-    else
-      byte = static_cast<uint8_t>(column % 2 ? (byte & 15u) | code << 4 : (byte & 0xf0u) | code);
+    for (int i = 0; i < format().bits; ++i) {
+      const int64_t at = column * format().bits + i;
+      uint8_t& byte = codes[static_cast<size_t>(row * row_bytes() + at / 8)];
+      byte = static_cast<uint8_t>((byte & ~(1u << at % 8)) | (code >> i & 1) << at % 8);
+    }
   }
   float scale(int64_t row, int64_t column) const {
     return lowbit::load_as_f32(scales.data(), scale_index(row, column), description.scale_dtype);
@@ -153,6 +154,12 @@ struct canonical_weight {
   }
   int integer(int64_t row, int64_t column) const {
     return static_cast<int>(format().values[code(row, column)]) - zero_point(row, column);
+  }
+
+  // Bit i of a code. A row is a stream of bits, the low ones of its bytes first.
+  unsigned bit(int64_t row, int64_t column, int i) const {
+    const int64_t at = column * format().bits + i;
+    return codes[static_cast<size_t>(row * row_bytes() + at / 8)] >> at % 8 & 1u;
   }
 
   exact_bytes pack(const lowbit_parallel* parallel = nullptr) const {
@@ -207,7 +214,8 @@ inline canonical_weight random_weight(const weight_options& o, random_source& ra
   }
   if (o.zero_point && f.zero_point)
     for (int64_t i = 0; i < count; ++i)
-      w.zero_points.push_back(static_cast<int8_t>(random.below(2 * f.integer_offset) - f.integer_offset));
+      w.zero_points.push_back(
+          static_cast<int8_t>(random.below(f.integer_high() - f.integer_low() + 1) + f.integer_low()));
   if (f.global_scale) d.global_scale = random.uniform(0.001f, 0.1f);
   d.codes = w.codes.data();
   d.scales = w.scales.data();

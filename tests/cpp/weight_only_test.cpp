@@ -52,8 +52,9 @@ void check_against_double(const lowbit::kernel_row& row, const canonical_weight&
   }
 }
 
-constexpr const char* all_formats[] = {"int4",  "int8",  "fp8_e4m3", "fp8_e5m2", "fp4_e2m1",
-                                       "mxfp4", "mxfp8", "nvfp4",    "nf4"};
+constexpr const char* all_formats[] = {"int4",  "int8",  "fp8_e4m3", "fp8_e5m2", "fp4_e2m1",   "mxfp4",
+                                       "mxfp8", "nvfp4", "nf4",      "int2",     "ternary",    "int3",
+                                       "int5",  "int6",  "fp6_e2m3", "fp6_e3m2", "mxfp6_e2m3", "mxfp6_e3m2"};
 constexpr lowbit_dtype float_types[] = {LOWBIT_F32, LOWBIT_F16, LOWBIT_BF16};
 
 float value_of(int dtype, float x) {
@@ -173,7 +174,7 @@ TEST(extremes_stay_within_the_bound) {
 TEST(nonfinite_activations_stay_in_their_row) {
   for_each_runnable_kernel(LOWBIT_WEIGHT_ONLY, [](const lowbit::kernel_row& row) {
     random_source random(14);
-    for (const char* format : {"int4", "int8", "fp8_e4m3", "nf4"}) {
+    for (const char* format : {"int4", "int8", "fp8_e4m3", "nf4", "int2", "int5", "fp6_e3m2"}) {
       for (const lowbit_dtype x_dtype : float_types) {
         if (!takes(row, format) || !takes(row, x_dtype)) continue;
         for (const int64_t m : {3, 20, 40}) {
@@ -210,11 +211,11 @@ TEST(nonfinite_activations_stay_in_their_row) {
 }
 
 TEST(any_number_of_threads_gives_the_same_bits) {
-  check_thread_counts(LOWBIT_WEIGHT_ONLY, {"int4", "fp8_e5m2", "mxfp4"});
+  check_thread_counts(LOWBIT_WEIGHT_ONLY, {"int4", "fp8_e5m2", "mxfp4", "int2", "fp6_e2m3"});
 }
 
 TEST(a_row_does_not_depend_on_the_batch) {
-  check_batch_invariance(LOWBIT_WEIGHT_ONLY, {"int4", "int8", "mxfp8", "nvfp4"});
+  check_batch_invariance(LOWBIT_WEIGHT_ONLY, {"int4", "int8", "mxfp8", "nvfp4", "ternary", "int3"});
 }
 
 TEST(concurrent_calls_give_the_same_bits) { check_concurrent_calls(LOWBIT_WEIGHT_ONLY, "int4"); }

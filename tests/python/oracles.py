@@ -25,11 +25,32 @@ def decode(quantized: lowbit.QuantizedTensor) -> torch.Tensor:
     """float64 [n, k]: the canonical form by its definition."""
     n, k = quantized.shape
     values = quantized.format.values.double()[code_numbers(quantized)]
-    scales = expand(quantized.scales.float().double(), quantized.shape, quantized.group)
+    scales, mins = group_scales(quantized)
+    scales = expand(scales, quantized.shape, quantized.group)
     if quantized.zero_points is not None:
         values = values - expand(quantized.zero_points.double(), quantized.shape, quantized.group)
     assert values.shape == (n, k)
-    return values * scales * float(torch.tensor(quantized.global_scale, dtype=torch.float32))
+    weight = values * scales
+    if mins is not None:
+        weight = weight + expand(mins, quantized.shape, quantized.group)
+    return weight * float(torch.tensor(quantized.global_scale, dtype=torch.float32))
+
+
+def group_scales(quantized: lowbit.QuantizedTensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """float64 [groups]: the scales, of one level or two, and the minima."""
+    fmt = quantized.format
+    _, scales, _, mins, supers, super_mins = quantized.canonical()
+    if supers is None:
+        return scales.float().double(), None if mins is None else mins.double()
+    if fmt.super_flat:  # fp32 arithmetic is part of its definition
+        assert mins is None
+        absmax = supers.repeat_interleave(fmt.super_groups)[: scales.numel()].view(scales.shape)
+        return (fmt.scale_values[scales.long()] * absmax + quantized.scale_offset).double(), None
+
+    def spread(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.double().repeat_interleave(fmt.super_groups, 1)[:, : scales.shape[1]]
+
+    return scales.double() * spread(supers), None if mins is None else mins.double() * spread(super_mins)
 
 
 def code_numbers(quantized: lowbit.QuantizedTensor) -> torch.Tensor:
@@ -60,17 +81,32 @@ def random_tensor(
 ):
     """A QuantizedTensor with random finite codes and scales."""
     group = (fmt.block_n, fmt.block_k) if fmt.block_k else group or (1, k)
+    group = (fmt.block_n or group[0], group[1])
     finite = fmt.values.isfinite().nonzero().flatten()
     numbers = finite[torch.randint(len(finite), (n, k))].to(torch.uint8)
     if fmt.bits == 4:
         numbers = torch.nn.functional.pad(numbers, (0, k % 2))
         numbers = numbers[:, ::2] | numbers[:, 1::2] << 4
     groups = formats.num_groups((n, k), group)
+    supers = fmt.super_shape((n, k), group)
+    signs = torch.randint(0, 2, groups) * 2 - 1
+    if supers:
+        options["super_scales"] = (torch.randn(supers) / 256).to(formats.dtype_of(fmt.super_dtype))
+    if fmt.minimum:
+        mins = torch.randint(-63, 64, groups).to(torch.int8) if supers else torch.randn(groups).half()
+        options["mins"] = mins
+        options |= {"super_mins": (torch.randn(supers) / 256).half()} if supers else {}
+    if fmt.scale_values is not None:
+        options["scale_offset"] = 0.125
     if fmt.scale_dtype == "float8_e8m0fnu":
         unit = 127 - round(math.log2(fmt.largest))
         scales = torch.randint(unit - 6, unit + 3, groups).to(torch.uint8)
     elif fmt.scale_dtype == "float8_e4m3fn":
         scales = (torch.rand(groups) * 3 + 0.1).to(torch.float8_e4m3fn)
+    elif supers:
+        scales = torch.randint(-32, 64, groups).to(torch.int8).view(formats.dtype_of(fmt.scale_dtype))
+    elif fmt.scale_dtype == "float16":
+        scales = ((torch.rand(groups) + 0.5) * signs / fmt.largest).half()
     else:
         scales = (torch.rand(groups) + 0.5).to(options.pop("scale_dtype", torch.float32)) / fmt.largest
     zeros = None

@@ -145,7 +145,7 @@ with torch.device("meta"):
     layers = [lowbit.nn.Linear(64, 32, scheme=name) for name in lowbit.quantizers.PRESETS]
     weight = torch.arange(32 * 64, dtype=torch.float32, device="cpu").view(32, 64).sin()
     for name in lowbit.quantizers.PRESETS:
-        for rule in ("absmax", "mse"):
+        for rule in ("absmax",) if name == "NF4_DQ" else ("absmax", "mse"):
             tensor = lowbit.quantize(weight, name, scale_rule=rule)
             print(name, rule, tensor.scales.dtype, float(lowbit.relative_error(weight, tensor)))
             assert all(part is None or part.device.type == "cpu" for part in tensor.canonical())
@@ -161,7 +161,7 @@ with torch.device("meta"):
         tensor = lowbit.quantize(weight, name, scale_rule=rule)
         assert str(tensor.scales.dtype) == dtype
         assert lowbit.relative_error(weight, tensor) == float(error)
-    assert len(lines) == 2 * len(PRESETS)
+    assert len(lines) == 2 * len(PRESETS) - 1  # NF4_DQ has no mse
 
 
 # ---- copies, casts, devices ----

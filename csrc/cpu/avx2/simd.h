@@ -3,7 +3,7 @@
 
 #include <immintrin.h>
 
-#include "gemm/contract.h"
+#include "cpu/generic/chunks.h"
 
 namespace lowbit::cpu {
 namespace {
@@ -82,8 +82,21 @@ struct avx2_vectors {
     }
   }
 
-  // sums += unsigned code x signed activation. 4-bit codes fit pmaddubsw: 2 * 15 * 128 < 2^15; 8-bit ones do not, and
-  // are widened.
+  // 64 narrow codes to bytes, from the lines of their planes.
+  static void spread(const uint8_t* low, const uint8_t* high, const plane_shifts& s, uint8_t* out) {
+    const __m128i low_shift = _mm_cvtsi32_si128(s.low), high_shift = _mm_cvtsi32_si128(s.high);
+    const i32 low_mask = _mm256_set1_epi8(static_cast<char>(s.low_mask()));
+    const i32 high_mask = _mm256_set1_epi8(static_cast<char>(s.high_mask()));
+    for (int i = 0; i < 64; i += 32) {
+      const i32 a = _mm256_and_si256(_mm256_srl_epi16(load_bytes(low + i), low_shift), low_mask);
+      const i32 b = _mm256_and_si256(_mm256_srl_epi16(load_bytes(high + i), high_shift), high_mask);
+      const i32 code = _mm256_or_si256(a, _mm256_sll_epi16(b, _mm_cvtsi32_si128(s.low_bits)));
+      _mm256_storeu_si256(reinterpret_cast<i32*>(out + i), _mm256_sll_epi16(code, _mm_cvtsi32_si128(s.up)));
+    }
+  }
+
+  // sums += unsigned code x signed activation. Codes below 8 bits fit pmaddubsw: 2 * 127 * 128 < 2^15; 8-bit ones do
+  // not, and are widened.
   template <int Bits>
   static i32 dot_u8s8(i32 sums, i32 codes, i32 q) {
     if constexpr (Bits == 4)

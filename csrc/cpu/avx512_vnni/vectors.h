@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/avx512_vnni/simd.h"
+#include "cpu/generic/chunks.h"
 
 namespace lowbit::cpu {
 namespace {
@@ -62,6 +63,15 @@ struct avx512_vectors {
   static void nibbles(const uint8_t* line, bool high, uint8_t* out) {
     const i32 x = load_bytes(line);
     _mm512_storeu_si512(out, _mm512_and_si512(high ? _mm512_srli_epi16(x, 4) : x, _mm512_set1_epi8(15)));
+  }
+
+  static void spread(const uint8_t* low, const uint8_t* high, const plane_shifts& s, uint8_t* out) {
+    const i32 a = _mm512_and_si512(_mm512_srl_epi16(load_bytes(low), _mm_cvtsi32_si128(s.low)),
+                                   _mm512_set1_epi8(static_cast<char>(s.low_mask())));
+    const i32 b = _mm512_and_si512(_mm512_srl_epi16(load_bytes(high), _mm_cvtsi32_si128(s.high)),
+                                   _mm512_set1_epi8(static_cast<char>(s.high_mask())));
+    const i32 code = _mm512_or_si512(a, _mm512_sll_epi16(b, _mm_cvtsi32_si128(s.low_bits)));
+    _mm512_storeu_si512(out, _mm512_sll_epi16(code, _mm_cvtsi32_si128(s.up)));
   }
 
   template <int Bits>

@@ -34,6 +34,23 @@ inline const T* chunk_of_row(const packed_shape& s, const T* row, int64_t c, T* 
   return padded;
 }
 
+// Where in the bytes of its lines a chunk of narrow codes is, and how far up the byte of each code it goes.
+struct plane_shifts {
+  int low, low_bits, high, high_bits, up;
+
+  plane_shifts(const packed_shape& s, int64_t column, int to)
+      : low(s.plane_shift(s.low, column)),
+        low_bits(s.low.bits),
+        high(s.plane_shift(s.high, column)),
+        high_bits(s.high.bits),
+        up(to) {}
+  uint8_t low_mask() const { return static_cast<uint8_t>((1u << low_bits) - 1); }
+  uint8_t high_mask() const { return static_cast<uint8_t>((1u << high_bits) - 1); }
+  uint8_t code(uint8_t low_byte, uint8_t high_byte) const {
+    return static_cast<uint8_t>(((low_byte >> low & low_mask()) | (high_byte >> high & high_mask()) << low_bits) << up);
+  }
+};
+
 // Scales, or minima, of a panel's 16 rows for one group, as fp32: numbers of w.scale_dtype, times `super` where the
 // rule has two levels. One switch for all of them.
 inline void panel_numbers(const packed_view& w, const void* data, const void* super, int64_t panel, int64_t group,

@@ -3,7 +3,8 @@
 //
 //   q       rows of int8 in steps of 64 columns, and last, for asymmetric activations, a row of ones: its products are
 //           the column sums of W
-//   codes   8-bit panels as they are; 4-bit ones spread to bytes, V::panels_at_once panels x a segment (or part of one)
+//   codes   8-bit panels as they are; narrower ones spread to bytes, V::panels_at_once panels x a segment (or part of
+//   one)
 #pragma once
 
 #include "cpu/generic/chunks.h"
@@ -68,24 +69,28 @@ struct code_rows {
   int64_t row_stride, step_stride;
 };
 
-// 4-bit codes to bytes, and 8-bit ones of groups narrower than a step to whole steps.
+// Narrow codes to bytes, and 8-bit ones of groups narrower than a step to whole steps.
 template <class V>
 void spread_codes(const packed_view& w, const integer_axis& axis, int64_t panel, int64_t first, int64_t steps,
                   uint8_t* out) {
   const packed_shape& s = w.shape;
   for (int64_t i = 0; i < steps; ++i) {
     const int64_t column = axis.packed_column(first + i, s), count = axis.packed_columns(first + i, s);
-    const uint8_t* lines = w.codes + s.code_offset(panel * panel_rows, column);
+    const uint8_t* lines = w.codes + s.plane_offset(s.low, panel * panel_rows, column);
+    const uint8_t* high_lines = w.codes + s.plane_offset(s.high, panel * panel_rows, column);
+    const plane_shifts shifts(s, column, 0);
     for (int r = 0; r < panel_rows; ++r) {
       uint8_t* row = out + (r * integer_depth + i) * chunk;
-      const uint8_t* line = lines + r * line_bytes;
+      const uint8_t *line = lines + r * line_bytes, *high = high_lines + r * line_bytes;
       __builtin_prefetch(line + prefetch_ahead);
       if (s.bits == 8)
         std::memcpy(row, line, static_cast<size_t>(count));
-      else if (count == chunk)
+      else if (count < chunk)
+        for (int64_t j = 0; j < count; ++j) row[j] = shifts.code(line[j], high[j]);
+      else if (s.bits == 4)
         V::nibbles(line, s.high_nibble(column), row);
       else
-        for (int64_t j = 0; j < count; ++j) row[j] = s.high_nibble(column) ? line[j] >> 4 : line[j] & 15;
+        V::spread(line, high, shifts, row);
       if (count < chunk) std::memset(row + count, 0, static_cast<size_t>(chunk - count));
     }
   }
@@ -233,7 +238,8 @@ lowbit_status integer(const gemm_problem& p) {
   });
   if (out_of_memory) return fail(LOWBIT_OUT_OF_MEMORY, "no memory for a row of activations");
   if (x.rows > p.m) ones_into(axis, x.q + p.m * x.stride);
-  return p.w.shape.bits == 4 ? integer_panels<V, 4>(p, axis, x) : integer_panels<V, 8>(p, axis, x);
+  // Codes of 2, 3, 5 and 6 bits are multiplied as those of 4: what a dot product needs is a bit to spare.
+  return p.w.shape.bits < 8 ? integer_panels<V, 4>(p, axis, x) : integer_panels<V, 8>(p, axis, x);
 }
 
 }  // namespace

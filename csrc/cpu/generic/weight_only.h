@@ -42,30 +42,57 @@ inline void f32_row(const gemm_problem& p, const T* row, float* out) {
 template <class V>
 class f32_decoder {
  public:
-  explicit f32_decoder(const packed_view& weights) : w(weights), s(weights.shape) {}
+  explicit f32_decoder(const packed_view& weights)
+      : w(weights),
+        s(weights.shape),
+        lut(w.format->decode == recipe::lut16 || w.format->decode == recipe::lut4),
+        narrow(s.high.bits),
+        offset(w.format->decode == recipe::narrow_linear ? static_cast<float>(w.format->integer_offset - 128) : 0) {
+    for (int i = 0; i < 16 && lut; ++i) values[i] = w.format->values[i & ((1 << s.bits) - 1)];
+    for (int d = 0; d < 16; ++d) group_of_lane[d] = static_cast<int32_t>(4 * d / s.unit);
+  }
 
   // rows[r * stride ... + 64) = W[16 panel + r][chunk c]
   void chunk_rows(int64_t panel, int64_t c, float* rows, int64_t stride) {
     const int64_t column = c * chunk;
     prepare(panel, column);
-    const uint8_t* lines = w.codes + s.code_offset(panel * panel_rows, column);
-    const int nibble = s.high_nibble(column) ? 4 : 0;
+    const uint8_t* lines = w.codes + s.plane_offset(s.low, panel * panel_rows, column);
+    const uint8_t* high_lines = w.codes + s.plane_offset(s.high, panel * panel_rows, column);
+    const plane_shifts shifts(s, column, w.format->decode == recipe::narrow_minifloat ? 8 - s.bits : 0);
     for (int r = 0; r < panel_rows; ++r) {
       const uint8_t* line = lines + r * line_bytes;
       __builtin_prefetch(line + prefetch_ahead);
       float* out = rows + r * stride;
+      alignas(64) uint8_t bytes[chunk];
+      if (narrow) {
+        V::spread(line, high_lines + r * line_bytes, shifts, bytes);
+        line = bytes;
+      }
       if (s.unit == 64)
-        one_scale(line, nibble, r, out);
+        one_scale(line, shifts.low, r, out);
       else
-        many_scales(line, nibble, r, out);
+        many_scales(line, shifts.low, r, out);
     }
   }
 
  private:
   const packed_view& w;
   const packed_shape& s;
+  const bool lut, narrow;
+  const float offset;  // of integers that are not stored plus 128
+  float values[16];    // of tables; those of 4 again and again, since lookups see the next code's bits, too
   int64_t ready_panel = -1, ready_group = -1;
-  float scale[4][panel_rows], zero[4][panel_rows], min[4][panel_rows];
+  float scale[4][panel_rows] = {}, zero[4][panel_rows] = {}, min[4][panel_rows] = {};
+  // Of narrow groups: four groups of a row side by side, the first entries of a table that `group_of_lane` looks up.
+  struct by_row {
+    float of[(panel_rows + 3) * 4];
+    void take(const float (&numbers)[4][panel_rows]) {
+      for (int r = 0; r < panel_rows; ++r)
+        for (int i = 0; i < 4; ++i) of[4 * r + i] = numbers[i][r];
+    }
+  };
+  by_row row_scale = {}, row_zero = {}, row_min = {};
+  int32_t group_of_lane[16];
 
   void prepare(int64_t panel, int64_t column) {
     const int64_t group = s.group_of_column(column);
@@ -75,41 +102,44 @@ class f32_decoder {
     for (int i = 0; i < chunk / s.unit; ++i) {
       const int64_t g = group + i < s.groups ? group + i : s.groups - 1;
       panel_scales(w, panel, g, scale[i], zero[i]);
+      for (int r = 0; r < panel_rows; ++r) zero[i][r] += offset;
       panel_mins(w, panel, g, min[i]);
     }
+    if (s.unit == 64) return;
+    row_scale.take(scale);
+    row_zero.take(zero);
+    row_min.take(min);
   }
 
-  void one_scale(const uint8_t* line, int nibble, int r, float* out) const {
-    if (w.format->decode == recipe::lut16) {
+  void one_scale(const uint8_t* line, int shift, int r, float* out) const {
+    if (lut) {
       float scaled[16];
-      for (int i = 0; i < 16; ++i) scaled[i] = __builtin_fmaf(w.format->values[i] - zero[0][r], scale[0][r], min[0][r]);
-      lookup(line, nibble, V::table16(scaled), out);
+      for (int i = 0; i < 16; ++i) scaled[i] = __builtin_fmaf(values[i] - zero[0][r], scale[0][r], min[0][r]);
+      lookup(line, shift, V::table16(scaled), out);
     } else {
       const auto z = V::set1(zero[0][r]), f = V::set1(scale[0][r]), a = V::set1(min[0][r]);
       for_bytes(line, [&](auto value, int position) { V::store(out + position, V::fma(V::sub(value, z), f, a)); });
     }
   }
 
-  void many_scales(const uint8_t* line, int nibble, int r, float* out) const {
-    float scales[16], zeros[16], mins[16];  // of position d, for every c
-    for (int d = 0; d < 16; ++d) {
-      scales[d] = scale[4 * d / s.unit][r];
-      zeros[d] = zero[4 * d / s.unit][r];
-      mins[d] = min[4 * d / s.unit][r];
-    }
-    if (w.format->decode == recipe::lut16)
-      lookup(line, nibble, V::table16(w.format->values), out);
+  void many_scales(const uint8_t* line, int shift, int r, float* out) const {
+    if (lut)
+      lookup(line, shift, V::table16(values), out);
     else
       for_bytes(line, [&](auto value, int position) { V::store(out + position, value); });
-    for (int i = 0; i < chunk; i += V::lanes) {
-      const auto z = V::load(zeros + i % 16), f = V::load(scales + i % 16), a = V::load(mins + i % 16);
-      V::store(out + i, V::fma(V::sub(V::load(out + i), z), f, a));
+    for (int d = 0; d < 16; d += V::lanes) {
+      const auto group = V::load_bytes(group_of_lane + d);
+      const auto of_lanes = [&](const by_row& rows) {
+        return V::template lookup16<0>(V::table16(rows.of + 4 * r), group);
+      };
+      const auto f = of_lanes(row_scale), z = of_lanes(row_zero), a = of_lanes(row_min);
+      for (float* at = out + d; at < out + chunk; at += 16) V::store(at, V::fma(V::sub(V::load(at), z), f, a));
     }
   }
 
-  static void lookup(const uint8_t* line, int nibble, typename V::table table, float* out) {
+  static void lookup(const uint8_t* line, int shift, typename V::table table, float* out) {
     for (int d = 0; d < 16; d += V::lanes) {
-      const auto dwords = V::shift_right(V::load_bytes(line + 4 * d), nibble);
+      const auto dwords = V::shift_right(V::load_bytes(line + 4 * d), shift);
       V::store(out + d, V::template lookup16<0>(table, dwords));
       V::store(out + 16 + d, V::template lookup16<8>(table, dwords));
       V::store(out + 32 + d, V::template lookup16<16>(table, dwords));
@@ -117,15 +147,14 @@ class f32_decoder {
     }
   }
 
-  // f(values, position) for the 8-bit codes of a line.
+  // f(values, position) for the 8-bit codes of a line, or those of a narrow format spread to bytes.
   template <class F>
   void for_bytes(const uint8_t* line, const F& f) const {
     for (int d = 0; d < 16; d += V::lanes) {
       const auto dwords = V::load_bytes(line + 4 * d);
       for (int c = 0; c < 4; ++c) {
         const auto bytes = V::bytes_of(dwords, 8 * c);
-        f(w.format->decode == recipe::linear ? V::linear(bytes)
-                                             : V::minifloat(bytes, w.format->fp16_shift, w.format->fp16_scale),
+        f(w.format->integer() ? V::linear(bytes) : V::minifloat(bytes, w.format->fp16_shift, w.format->fp16_scale),
           16 * c + d);
       }
     }

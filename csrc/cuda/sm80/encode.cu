@@ -20,6 +20,7 @@ struct encode_arguments {
   const uint8_t* zero_points;
   uint8_t* codes;
   int integer_offset;  // 0: no integer format
+  float low, high;     // of integer formats
   encoder_table table;
 };
 
@@ -63,10 +64,9 @@ LOWBIT_DEVICE uint32_t encode_one(const encode_arguments& a, int64_t row, int64_
   const float zero = a.zero_points ? static_cast<float>(global_load<int8_t>(a.zero_points + index)) : 0.0f;
   if (zero != 0) x = round_to(x + zero, a.dtype);
   if (a.integer_offset == 0) return nearest_code(a.table, x);
-  const float low = static_cast<float>(-a.integer_offset), high = static_cast<float>(a.integer_offset - 1);
   x = x == x ? x : 0;
-  x = x > low ? x : low;
-  x = x < high ? x : high;
+  x = x > a.low ? x : a.low;
+  x = x < a.high ? x : a.high;
   // Two's complement 8-bit codes wrap by themselves; others are stored plus their offset.
   const uint32_t code = static_cast<uint32_t>(round_to_int(x) + (bits < 8 ? a.integer_offset : 0));
   return code & ((1u << bits) - 1);
@@ -105,6 +105,8 @@ lowbit_status encode(const lowbit_encode_args& args, void* stream) {
   a.zero_points = reinterpret_cast<const uint8_t*>(args.zero_points);
   a.codes = static_cast<uint8_t*>(args.codes);
   a.integer_offset = format.integer_offset;
+  a.low = static_cast<float>(format.integer_low());
+  a.high = static_cast<float>(format.integer_high());
   if (!format.integer()) a.table = encoder(format).table();
   constexpr int64_t most = 1 << 20;
   launch_shape shape{};

@@ -63,7 +63,7 @@ class with {
 };
 const options& current_options();
 
-// What went wrong in the last launch of this thread; empty if nothing did.
+// What went wrong since this thread's last launch began; empty if nothing did.
 const std::string& failure();
 
 // ---- device memory -------------------------------------------------------------------------------------------
@@ -71,7 +71,7 @@ const std::string& failure();
 void* allocate(size_t bytes);  // 256-byte aligned, unwritten; freed ranges stay errors
 void release(void* data);
 void upload(void* device, const void* host, size_t bytes);
-void download(void* host, const void* device, size_t bytes);  // bytes that nobody wrote fail()
+void download(void* host, const void* device, size_t bytes);  // bytes that nobody wrote are a failure()
 void protect(const void* data, bool read_only);
 void forget(void* data);  // back to unwritten
 

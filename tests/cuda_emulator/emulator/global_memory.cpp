@@ -98,13 +98,14 @@ bool written(const void* device, size_t bytes) {
 
 void download(void* host, const void* device, size_t bytes) {
   if (!bytes) return;
-  if (!written(device, bytes)) {
-    range& r = require(device);
-    const auto first = std::find(r.written.begin(), r.written.end(), uint8_t{0}) - r.written.begin();
-    std::fprintf(stderr, "emulator: byte %lld of %zu was never written\n", static_cast<long long>(first), bytes);
-    std::abort();
-  }
   std::memcpy(host, device, bytes);
+  if (written(device, bytes)) return;
+  const range& r = require(device);
+  const auto begin = r.written.begin() + (static_cast<const uint8_t*>(device) - r.data);
+  const auto first = std::find(begin, begin + static_cast<std::ptrdiff_t>(bytes), uint8_t{0}) - begin;
+  const auto missing = std::count(begin, begin + static_cast<std::ptrdiff_t>(bytes), uint8_t{0});
+  set_failure(std::to_string(missing) + " of " + std::to_string(bytes) + " bytes were never written, the first is " +
+              std::to_string(first));
 }
 
 void protect(const void* data, bool read_only) { require(data).read_only = read_only; }
@@ -115,6 +116,31 @@ void forget(void* data) {
   std::memset(r.data, 0xcd, r.bytes);
 }
 
+namespace {
+
+// Names the buffer that the address is near to.
+[[noreturn]] void outside(const void* address, int bytes, const char* what, place where) {
+  const auto at = static_cast<long long>(reinterpret_cast<uintptr_t>(address));
+  const range* nearest = nullptr;
+  long long distance = 1 << 20;
+  {
+    const std::shared_lock lock(mutex);
+    for (const auto& [start, r] : ranges()) {
+      const auto first = static_cast<long long>(start), end = first + static_cast<long long>(r->bytes);
+      const long long gap = at < first ? first - at : at - end;
+      if (gap < distance) {
+        nearest = r.get();
+        distance = gap;
+      }
+    }
+  }
+  if (!nearest) error(where, "%s of %d bytes at %p: no device memory", what, bytes, address);
+  error(where, "%s of %d bytes at byte %lld of a buffer of %zu: out of bounds", what, bytes,
+        at - static_cast<long long>(reinterpret_cast<uintptr_t>(nearest->data)), nearest->bytes);
+}
+
+}  // namespace
+
 void check_global(const void* address, int bytes, int alignment, bool write, const char* what, place where) {
   if (reinterpret_cast<uintptr_t>(address) % static_cast<unsigned>(alignment))
     error(where, "%s: misaligned global address %p, should be a multiple of %d", what, address, alignment);
@@ -124,10 +150,9 @@ void check_global(const void* address, int bytes, int alignment, bool write, con
     if (write) running->made_progress();
     return;
   }
-  if (!r) error(where, "%s of %d bytes at %p: no device memory", what, bytes, address);
+  if (!r) outside(address, bytes, what, where);
   const auto offset = static_cast<size_t>(static_cast<const uint8_t*>(address) - r->data);
-  if (offset + static_cast<size_t>(bytes) > r->bytes)
-    error(where, "%s of %d bytes at byte %zu of a buffer of %zu: out of bounds", what, bytes, offset, r->bytes);
+  if (offset + static_cast<size_t>(bytes) > r->bytes) outside(address, bytes, what, where);
   uint8_t* const state = &r->written[offset];
   if (write) {
     if (r->read_only) error(where, "%s at byte %zu of a buffer that kernels may only read", what, offset);

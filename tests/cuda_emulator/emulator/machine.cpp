@@ -38,6 +38,10 @@ with::with(const options& wanted) : before_(wanted_options) { wanted_options = w
 with::~with() { wanted_options = before_; }
 const options& current_options() { return wanted_options; }
 const std::string& failure() { return last_failure; }
+void set_failure(std::string text) {
+  std::fprintf(stderr, "emulator: %s\n", text.c_str());
+  last_failure = std::move(text);
+}
 
 std::string text_of(place where) {
   return std::string(file_name(where.file_name())) + ':' + std::to_string(where.line());
@@ -87,7 +91,7 @@ lane* machine::next_lane() {
   const int num_ctas = group.num_ctas;
   int total = 0;
   for (int c = 0; c < num_ctas; ++c) total += group.ctas[static_cast<size_t>(c)]->num_warps;
-  int start = mine ? mine->slot : 0;
+  int start = mine ? mine->slot : total - 1;
   if (seeded()) start = static_cast<int>(random_() % static_cast<unsigned>(total));
   for (int i = 1; i <= total; ++i) {
     const int slot = (start + i) % total;
@@ -136,9 +140,13 @@ void machine::spin(const char* what, place where) {
 void machine::finish_lane() {
   lane& me = *self;
   warp& w = *me.owner;
-  if (!me.copies.empty() || !me.groups.empty())
-    error(me.copies.empty() ? me.groups.back().front().where : me.copies.back().where,
-          "the thread ends with asynchronous copies in flight: nobody waited for the one issued here");
+  me.groups.push_back(std::move(me.copies));
+  for (const std::vector<copy_in_flight>& group : me.groups)
+    if (!group.empty())
+      error(group.front().where,
+            "the thread ends with asynchronous copies in flight: nobody waited for the one issued here");
+  me.copies.clear();
+  me.groups.clear();
   if (has_products(w)) error(me.waits_at, "the thread ends with products in flight: nobody waited for them");
   me.gone = true;
   w.live &= ~(1u << me.index);

@@ -203,6 +203,7 @@ class machine {
 [[noreturn, gnu::format(printf, 2, 3)]] void error(place where, const char* format, ...);
 
 std::string text_of(place where);  // file.h:12
+void set_failure(std::string text);
 
 // What lanes of a warp do together: op(warp&, Argument*[32]) is called once, by the last to come.
 template <auto execute, class Argument>

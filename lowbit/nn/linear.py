@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lowbit import formats
 from lowbit.checkpoints import compressed_tensors as names
 from lowbit.formats import describe_shape, dtype_name
-from lowbit.functional import check_activation, integer, static_scale
+from lowbit.functional import check_activation, fp8, integer, static_scale
 from lowbit.ops import ops
 from lowbit.quantizers import quantize
 from lowbit.quantizers.scheme import Scheme
@@ -67,16 +67,14 @@ class Linear(nn.Module):
         if in_features < 1 or out_features < 1:
             raise ValueError(f"in_features = {in_features}, out_features = {out_features}: each must be at least 1")
         linear = nn.Linear(in_features, out_features, bias, device=device, dtype=dtype)
-        packed, global_scale = _quantize_and_pack(linear.weight, scheme)
+        quantized = _quantize(linear.weight, scheme)
         if input_scale is None and not scheme.activation_dynamic:  # a place for load_state_dict to fill
-            input_scale = torch.ones(1, device=packed.device)
+            input_scale = torch.ones(1, device=quantized.device)
             if not scheme.activation_symmetric:
-                input_zero_point = torch.zeros(1, dtype=torch.int32, device=packed.device)
+                input_zero_point = torch.zeros(1, dtype=torch.int32, device=quantized.device)
         self._set(
             scheme,
-            (out_features, in_features),
-            packed,
-            global_scale,
+            quantized,
             linear.bias,
             linear.weight.dtype,
             input_scale,
@@ -86,19 +84,18 @@ class Linear(nn.Module):
     def _set(
         self,
         scheme: Scheme,
-        shape: tuple[int, int],
-        packed: Tensor,
-        global_scale: float,
+        quantized: QuantizedTensor,
         bias: nn.Parameter | None,
         dtype: torch.dtype,
         input_scale: Tensor | float | None,
         input_zero_point: Tensor | int | None,
     ) -> None:
+        packed = quantized.pack()
         self.scheme = scheme
-        self.out_features, self.in_features = shape
+        self.out_features, self.in_features = quantized.shape
         self.register_parameter("bias", bias)
         self.register_buffer("packed", packed, persistent=False)
-        self._global_scale = global_scale  # in double: fp32 does not survive 1 / (1 / x)
+        self._hold(quantized)
         # Casts with the module, so that it knows the dtype that a float layer in its place would have.
         self.register_buffer("_like", torch.empty(0, dtype=dtype, device=packed.device), persistent=False)
         self._integer = scheme.family == "integer"
@@ -132,12 +129,9 @@ class Linear(nn.Module):
         if not isinstance(weight, Tensor):
             raise TypeError(f"linear is a {type(linear).__name__}: a torch.nn.Linear is needed")
         scheme = Scheme.of(scheme, **choices)
-        packed, global_scale = _quantize_and_pack(weight, scheme)
         return cls._build(
             scheme,
-            (weight.shape[0], weight.shape[1]),
-            packed,
-            global_scale,
+            _quantize(weight, scheme),
             linear.bias,
             weight.dtype,
             input_scale,
@@ -170,9 +164,7 @@ class Linear(nn.Module):
             parameter = bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias)
         return cls._build(
             scheme,
-            quantized.shape,
-            quantized.pack(),
-            quantized.global_scale,
+            quantized,
             parameter,
             dtype,
             input_scale,
@@ -184,9 +176,7 @@ class Linear(nn.Module):
     def _build(
         cls,
         scheme: Scheme,
-        shape: tuple[int, int],
-        packed: Tensor,
-        global_scale: float,
+        quantized: QuantizedTensor,
         bias: nn.Parameter | None,
         dtype: torch.dtype,
         input_scale: Tensor | float | None,
@@ -197,40 +187,65 @@ class Linear(nn.Module):
             raise ValueError(f"scheme {scheme} has static activations: input_scale is needed")
         self = cls.__new__(cls)
         nn.Module.__init__(self)
-        self._set(scheme, shape, packed, global_scale, bias, dtype, input_scale, input_zero_point)
+        self._set(scheme, quantized, bias, dtype, input_scale, input_zero_point)
         self.training = training
         return self
+
+    def _hold(self, quantized: QuantizedTensor) -> None:
+        """What the layer keeps of its weight besides ``packed``."""
+        self._global_scale = quantized.global_scale  # in double: fp32 does not survive 1 / (1 / x)
+        self._description = quantized.description
+        self._family = self.scheme.family_on(quantized.device.type)
 
     def forward(self, x: Tensor) -> Tensor:
         buffers = self._buffers  # nn.Module.__getattr__ takes 0.5 us for each name
         packed, bias = buffers["packed"], self._parameters["bias"]
         assert packed is not None
         scale = buffers["input_scale"]
-        check_activation(x, self.in_features, packed.device, scale is not None)
-        if self._integer:
-            return integer(
+        family = self._family
+        if family == "weight_only":
+            check_activation(x, self.in_features, packed.device)
+            result: Tensor = ops.weight_only(x, packed, bias, self.out_features, self._description)
+            return result
+        if family == "fp8":
+            check_activation(x, self.in_features, packed.device, None if scale is None else torch.float8_e4m3fn)
+            return fp8(
                 x,
                 packed,
                 bias,
                 self.out_features,
                 scale,
-                buffers["input_zero_point"],
-                self.scheme.activation_symmetric,
+                self.scheme.activation_group,
+                self.scheme.accum,
                 None,
                 self._like.dtype,
+                self._description,
             )
-        result: Tensor = ops.weight_only(x, packed, bias, self.out_features)
-        return result
+        check_activation(x, self.in_features, packed.device, None if scale is None else torch.int8)
+        return integer(
+            x,
+            packed,
+            bias,
+            self.out_features,
+            scale,
+            buffers["input_zero_point"],
+            self.scheme.activation_symmetric,
+            None,
+            self._like.dtype,
+            self._description,
+        )
 
     @property
     def quantized(self) -> QuantizedTensor:
         """The weight, sharing this layer's memory."""
-        return QuantizedTensor.from_packed(self.packed, self._global_scale)
+        return QuantizedTensor.from_packed(self.packed, self._global_scale, self._description)
 
     @property
     def weight(self) -> Tensor:
         """[out_features, in_features], decoded on every access: read-only, and as large as a float layer's."""
-        result: Tensor = ops.dequantize_packed(self.packed, self.out_features, self.in_features, self._like.dtype)
+        result: Tensor = ops.dequantize_packed(
+            self.packed, self.out_features, self.in_features, self._like.dtype, self._description
+        )
         return result
 
     def extra_repr(self) -> str:
@@ -243,17 +258,51 @@ class Linear(nn.Module):
     # ---- moving and casting ----
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Linear:
-        device = fn(self._like).device
-        if device.type not in ("cpu", "meta"):
-            raise ValueError(f"device is {device}: this build of lowbit has kernels for the CPU only")
+        device, before = fn(self._like).device, self.packed.device
+        if device.type not in ("cpu", "cuda", "meta"):
+            raise ValueError(f"device is {device}: lowbit has kernels for the CPU and for CUDA devices")
         scale = self.input_scale
+        repacked = None
+        if device.type != before.type and "cuda" in (device.type, before.type):  # another layout
+            repacked = self._repacked(device)
+            self._buffers["packed"] = None
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if repacked is not None:
+            self._buffers["packed"] = repacked.pack()
+            self._hold(repacked)
         if scale is not None:  # stays float32, whatever the layer is cast to
             moved = self.input_scale
             assert moved is not None
             same = scale.device == moved.device or not scale.is_meta
             self.input_scale = scale.to(moved.device) if same else torch.ones(1, device=moved.device)
         return self
+
+    def _repacked(self, device: torch.device) -> QuantizedTensor:
+        """The weight for another kind of device; from or to the meta device, of the same shape alone."""
+        if not self.packed.is_meta and device.type != "meta":
+            weight = self.quantized.to(device)
+        else:
+            like = torch.empty(self.out_features, self.in_features, dtype=self._like.dtype, device="meta")
+            meta = _meta_quantized(self.scheme, like)
+            weight = QuantizedTensor.trusted(
+                **meta.canonical().map(lambda tensor: torch.empty_like(tensor, device=device))._asdict(),
+                format=meta.format,
+                shape=meta.shape,
+                group=meta.group,
+                global_scale=meta.global_scale,
+                scale_offset=meta.scale_offset,
+            )
+        weight.pack()
+        return weight
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Packs anew what was loaded onto another kind of device (torch.load's map_location)."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        kind = self.packed.device.type
+        if kind in ("cpu", "cuda") and (kind == "cuda") == (self._description is None):
+            quantized = QuantizedTensor.from_packed(self.packed, self._global_scale)
+            self._buffers["packed"] = quantized.pack()
+            self._hold(quantized)
 
     # ---- state: the canonical form ----
 
@@ -365,15 +414,19 @@ class Linear(nn.Module):
                 stacklevel=2,
             )
             return
+        if not assign and weight.device.type != self.packed.device.type:
+            weight = weight.to(self.packed.device)
         packed = weight.pack()
         if assign or packed.shape != self.packed.shape or packed.device != self.packed.device:
             self.packed = packed
             self._like = torch.empty(0, dtype=self._like.dtype, device=packed.device)
         else:
             self.packed.copy_(packed)
-        self._global_scale = weight.global_scale
+        self._hold(weight)
         if scale is not None:
-            self.input_scale, self.input_zero_point = scale, zero_point
+            where = self.packed.device
+            self.input_scale = scale.to(where)
+            self.input_zero_point = None if zero_point is None else zero_point.to(where)
 
 
 def _meta_quantized(scheme: Scheme, weight: Tensor) -> QuantizedTensor:
@@ -381,26 +434,32 @@ def _meta_quantized(scheme: Scheme, weight: Tensor) -> QuantizedTensor:
     n, k = weight.shape
     fmt = formats.get(scheme.format)
     group = scheme.group(n, k)
-    groups = formats.num_groups((n, k), group)
+    groups, supers = formats.num_groups((n, k), group), fmt.super_shape((n, k), group)
+    scale_dtype, super_dtype = scheme.scales(weight.dtype), formats.dtype_of(fmt.super_dtype)
+
+    def empty(shape: tuple[int, ...] | None, dtype: torch.dtype) -> Tensor | None:
+        return None if shape is None else torch.empty(shape, dtype=dtype, device="meta")
+
     return QuantizedTensor(
         torch.empty(n, fmt.row_bytes(k), dtype=fmt.storage, device="meta"),
-        torch.empty(groups, dtype=scheme.scales(weight.dtype), device="meta"),
-        None if scheme.symmetric else torch.empty(groups, dtype=torch.int8, device="meta"),
+        torch.empty(groups, dtype=scale_dtype, device="meta"),
+        empty(None if scheme.symmetric else groups, torch.int8),
         format=fmt.name,
         shape=(n, k),
         group=group,
+        mins=empty(groups if fmt.minimum else None, scale_dtype),
+        super_scales=empty(supers, super_dtype),
+        super_mins=empty(supers if fmt.minimum else None, super_dtype),
     )
 
 
-def _quantize_and_pack(weight: Tensor, scheme: Scheme) -> tuple[Tensor, float]:
-    """The packed form and the global scale; on the meta device, what they would be."""
+def _quantize(weight: Tensor, scheme: Scheme) -> QuantizedTensor:
+    """The weight quantized; on the meta device, what that would be."""
     if not weight.is_meta:
-        quantized = quantize(weight, scheme)
-    elif weight.dtype in formats.FLOATS:
-        quantized = _meta_quantized(scheme, weight)
-    else:
-        raise TypeError(f"weight is {dtype_name(weight.dtype)}: it must be float32, float16 or bfloat16")
-    return quantized.pack(), quantized.global_scale
+        return quantize(weight, scheme)
+    if weight.dtype in formats.FLOATS:
+        return _meta_quantized(scheme, weight)
+    raise TypeError(f"weight is {dtype_name(weight.dtype)}: it must be float32, float16 or bfloat16")
 
 
 def _static_input(

@@ -1,0 +1,25 @@
+// Scales that come with a stage: [groups of its columns][64 rows of the strip], in the type of the packed weight.
+#pragma once
+
+#include "cuda/sm90/outputs.h"
+
+namespace lowbit::cuda::sm90 {
+
+LOWBIT_DEVICE float shared_scale(uint32_t line, int row, int dtype) {
+  switch (dtype) {
+    case LOWBIT_F32:
+      return shared_load<float>(line + row * 4);
+    case LOWBIT_F16:
+      return to_float<f16_t>(shared_load<uint16_t>(line + row * 2));
+    case LOWBIT_BF16:
+      return to_float<bf16_t>(shared_load<uint16_t>(line + row * 2));
+    case LOWBIT_E4M3:
+      return low<f16_t>(e4m3x2_to_f16x2(shared_load<uint8_t>(line + row)));
+    default: {  // e8m0: 2^-127 is denormal
+      const uint32_t exponent = shared_load<uint8_t>(line + row);
+      return as_float(exponent == 0 ? 0x400000u : exponent << 23);
+    }
+  }
+}
+
+}  // namespace lowbit::cuda::sm90

@@ -1,0 +1,310 @@
+// The skeleton of every sm_90 kernel: one warpgroup brings stages of K into shared memory, the others multiply.
+//
+//   stage     x: rows of the tile x 128 bytes of K, 128B swizzle     (TMA boxes; zeros outside x)
+//             w: strips of the tile x the same columns, as fragments (bulk copy; contiguous in the packed weight),
+//                and where fragments are decoded their scales and zero points, [groups of these columns][64]
+//   full      completes when a stage's bytes have landed;  empty: when every consumer warpgroup has let it go
+//   tiles     output tiles go round the CTAs, all of K each: a sum never depends on m
+//
+// Weights are A, from registers; x is B: tiles of y^T, so small m means a narrow tile, not a padded one.
+#pragma once
+
+#include "cuda/common/barrier.h"
+#include "cuda/common/tma.h"
+#include "cuda/common/wgmma.h"
+#include "cuda/contract.h"
+
+namespace lowbit::cuda::sm90 {
+
+inline constexpr int warpgroup = 128;
+inline constexpr int box_bytes = 128;  // of K in one row of x
+
+// What a kernel's tile is. `stage_k` columns a stage are 128 bytes of x, or as many boxes of them as a fragment tile is
+// deep. ScaleBytes: the most that the scales and zero points of a strip's stage may take.
+template <class Mma, int XBytes, int WBits, int Consumers, int Columns, int Stages, int Cluster, int ScaleBytes = 0>
+struct tile {
+  using mma = Mma;
+  static constexpr int x_bytes = XBytes;       // of an element of x: 1 or 2
+  static constexpr int w_bits = WBits;         // of a packed code
+  static constexpr int consumers = Consumers;  // warpgroups, a strip of 64 rows of W each
+  static constexpr int columns = Columns;      // rows of x
+  static constexpr int stages = Stages;
+  static constexpr int cluster = Cluster;  // CTAs that share rows of x, each bringing its part to all
+  static constexpr int threads = (consumers + 1) * warpgroup;
+
+  static constexpr int tile_k = 256 / w_bits;
+  static constexpr int box_k = box_bytes / x_bytes;
+  static constexpr int stage_k = box_k < tile_k ? tile_k : box_k;
+  static constexpr int mma_k = 32 / x_bytes;         // columns of one product
+  static constexpr int products = stage_k / mma_k;   // a stage
+  static constexpr int x_box = columns * box_bytes;  // bytes
+  static constexpr int x_stage = x_box * (stage_k / box_k);
+  static constexpr int strip_stage = 64 * stage_k * w_bits / 8;
+  static constexpr int scale_stage = ScaleBytes;
+  static constexpr int stage_bytes = (x_stage + consumers * (strip_stage + scale_stage) + 1023) / 1024 * 1024;
+
+  // y tile of a warpgroup on its way out: 16 rows of x at a time, 64 outputs of 2 bytes, padded against bank conflicts
+  static constexpr int out_pitch = 64 * 2 + 16;
+  static constexpr int out_bytes = 32 * out_pitch;
+
+  static constexpr int out_offset = stages * stage_bytes;
+  static constexpr int barrier_offset = out_offset + consumers * out_bytes;
+  static constexpr int shared_bytes = barrier_offset + stages * 16;
+  static_assert(shared_bytes <= 232448);
+  static_assert(columns / cluster % 8 == 0);
+};
+
+// A ring of stages: its barriers, and where one is in it.
+template <class T>
+struct ring {
+  uint32_t base;
+  int slot = 0;
+  uint32_t parity = 0;
+
+  LOWBIT_DEVICE explicit ring(uint32_t shared) : base(shared) {}
+  LOWBIT_DEVICE uint32_t x() const { return base + slot * T::stage_bytes; }
+  LOWBIT_DEVICE uint32_t strip(int i) const { return x() + T::x_stage + i * (T::strip_stage + T::scale_stage); }
+  static LOWBIT_DEVICE uint32_t scales(uint32_t strip) { return strip + T::strip_stage; }
+  LOWBIT_DEVICE uint32_t full() const { return base + T::barrier_offset + slot * 16; }
+  LOWBIT_DEVICE uint32_t empty() const { return full() + 8; }
+  LOWBIT_DEVICE void advance() {
+    if (++slot == T::stages) {
+      slot = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+// The output tiles: bands of 8 blocks of W, within a band all blocks of W for a block of x, so that a wave of CTAs
+// shares both in the L2.
+struct tile_order {
+  int w_blocks, x_blocks;
+  static constexpr int band = 8;
+
+  LOWBIT_DEVICE int count() const { return w_blocks * x_blocks; }
+  LOWBIT_DEVICE void at(int index, int& w_block, int& x_block) const {
+    const int per_band = band * x_blocks, first = index / per_band * band;
+    const int height = w_blocks - first < band ? w_blocks - first : band;
+    const int inside = index % per_band;
+    w_block = first + inside % height;
+    x_block = inside / height;
+  }
+};
+
+// Where the groups of packed columns are.
+struct group_axis {
+  int span, groups;
+  LOWBIT_DEVICE int of_column(int column) const {
+    const int g = column / span;
+    return g < groups ? g : groups - 1;
+  }
+};
+
+// What the stages are cut from.
+struct operands {
+  tensor_map x;
+  const uint8_t* codes;
+  int64_t strip_bytes;  // of a whole strip
+  int strips;
+  int steps;  // stages along K
+  tile_order order;
+  group_axis axis;
+  const uint8_t* scales;       // [strips][groups][64] where the kernel's stages hold them, or null
+  const uint8_t* zero_points;  // int8, or null
+  int scale_line;              // bytes of 64 scales
+};
+
+// The groups that a stage's columns belong to.
+template <class T>
+struct stage_groups {
+  int first, count;
+  LOWBIT_DEVICE stage_groups(const group_axis& axis, int step) {
+    first = axis.of_column(step * T::stage_k);
+    count = axis.of_column(step * T::stage_k + T::stage_k - 1) - first + 1;
+  }
+};
+
+template <class T>
+LOWBIT_DEVICE void init_barriers(uint32_t shared) {
+  if (thread_index() == 0) {
+    ring<T> r(shared);
+    for (int i = 0; i < T::stages; ++i, r.advance()) {
+      mbarrier_init(r.full(), 1);
+      mbarrier_init(r.empty(), T::consumers * T::cluster);
+    }
+    fence_mbarrier_init();
+  }
+  if constexpr (T::cluster > 1)
+    cluster_sync();
+  else
+    sync_threads();
+}
+
+// One thread: brings every stage of every tile of this CTA. In a cluster each CTA brings its share of x to all of them;
+// a cluster's CTAs work on neighbouring blocks of W and the same block of x.
+template <class T>
+LOWBIT_DEVICE void produce(const operands& a, uint32_t shared) {
+  prefetch_map(a.x);
+  ring<T> r(shared);
+  const int rank = T::cluster > 1 ? cluster_rank() : 0;
+  constexpr int share = T::columns / T::cluster;
+  for (int i = cta_index() / T::cluster; i < a.order.count(); i += num_ctas() / T::cluster) {
+    int w_block, x_block;
+    a.order.at(i, w_block, x_block);
+    const int first_strip = (w_block * T::cluster + rank) * T::consumers;
+    for (int step = 0; step < a.steps; ++step, r.advance()) {
+      mbarrier_wait(r.empty(), r.parity ^ 1);
+      int scale_bytes = 0, zero_bytes = 0;
+      int64_t first_group = 0;
+      const bool scales = T::scale_stage > 0 && a.scales;
+      if (scales) {
+        const stage_groups<T> groups(a.axis, step);
+        first_group = groups.first;
+        scale_bytes = groups.count * a.scale_line;
+        zero_bytes = a.zero_points ? groups.count * 64 : 0;
+      }
+      mbarrier_expect_bytes(r.full(), T::x_stage + T::consumers * (T::strip_stage + scale_bytes + zero_bytes));
+      const int row = x_block * T::columns + rank * share;
+      LOWBIT_UNROLL
+      for (int b = 0; b < T::stage_k / T::box_k; ++b) {
+        const uint32_t x = r.x() + b * T::x_box + rank * share * box_bytes;
+        const int column = step * T::stage_k + b * T::box_k;
+        if constexpr (T::cluster > 1)
+          tensor_copy_multicast(x, a.x, column, row, r.full(), (1u << T::cluster) - 1);
+        else
+          tensor_copy(x, a.x, column, row, r.full());
+      }
+      LOWBIT_UNROLL
+      for (int s = 0; s < T::consumers; ++s) {
+        const int wanted = first_strip + s, strip = wanted < a.strips ? wanted : a.strips - 1;  // there is always one
+        bulk_copy<cache::streaming>(r.strip(s), a.codes + strip * a.strip_bytes + int64_t{step} * T::strip_stage,
+                                    T::strip_stage, r.full());
+        if (scales) {
+          const int64_t line = int64_t{strip} * a.axis.groups + first_group;
+          const uint32_t to = r.scales(r.strip(s));
+          bulk_copy(to, a.scales + line * a.scale_line, scale_bytes, r.full());
+          if (a.zero_points) bulk_copy(to + scale_bytes, a.zero_points + line * 64, zero_bytes, r.full());
+        }
+      }
+    }
+  }
+}
+
+// A consumer warpgroup has read a stage: one thread says so, to every CTA that filled it.
+template <class T>
+LOWBIT_DEVICE void release(const ring<T>& r) {
+  const int thread = thread_index() % warpgroup;
+  if constexpr (T::cluster > 1) {
+    if (thread < T::cluster) mbarrier_arrive_cluster(r.empty(), thread);
+  } else {
+    if (thread == 0) mbarrier_arrive(r.empty());
+  }
+}
+
+// B of the i-th product of a stage: 32 bytes along K, in box i / 4.
+template <class T>
+LOWBIT_DEVICE uint64_t x_descriptor(uint32_t x, int i) {
+  return wgmma_descriptor(x + i / 4 * T::x_box + i % 4 * 32);
+}
+
+// Issues the products of a stage: sums (+)= w x.
+template <class T, class Sum>
+LOWBIT_DEVICE void multiply(Sum (&sums)[T::columns / 2], const uint32_t (&a)[T::products][4], uint32_t x,
+                            bool accumulate) {
+  wgmma_fence();
+  LOWBIT_UNROLL
+  for (int i = 0; i < T::products; ++i)
+    wgmma<typename T::mma, T::columns>::run(sums, a[i], x_descriptor<T>(x, i), accumulate || i > 0);
+  wgmma_commit();
+}
+
+template <int Count, class Sum>
+LOWBIT_DEVICE void hold(Sum (&sums)[Count]) {
+  LOWBIT_UNROLL
+  for (int i = 0; i < Count; ++i) wgmma_hold(sums[i]);
+}
+
+// This warpgroup's part of a stage.
+template <class T>
+LOWBIT_DEVICE uint32_t own_strip(const ring<T>& r) {
+  return r.strip(thread_index() / warpgroup - 1);
+}
+
+// All of K into one set of sums. While a stage is multiplied, the next one's fragments are loaded and decoded into the
+// other set of registers. `load(a, strip, step)` makes the fragments of a stage.
+template <class T, class Sum, class Load>
+LOWBIT_DEVICE void multiply_all(Sum (&sums)[T::columns / 2], ring<T>& r, int steps, const Load& load) {
+  uint32_t even[T::products][4], odd[T::products][4];
+  ring<T> behind = r;  // the stage that is multiplied and not let go yet
+  const auto next = [&](uint32_t (&a)[T::products][4], int step) {
+    mbarrier_wait(r.full(), r.parity);
+    load(a, own_strip(r), step);
+    hold(sums);
+    multiply<T>(sums, a, r.x(), step > 0);
+    r.advance();
+    if (step == 0) return;
+    wgmma_wait<1>();
+    release<T>(behind);
+    behind.advance();
+  };
+  int step = 0;
+  for (; step + 1 < steps; step += 2) {
+    next(even, step);
+    next(odd, step + 1);
+  }
+  if (step < steps) next(even, step);
+  wgmma_wait<0>();
+  hold(sums);
+  release<T>(behind);
+}
+
+// K in blocks of `block` stages, each summed by the tensor core alone and then added up in fp32: `prepare(block)`
+// before a block's products, `add(sums, part)` behind them. The other warpgroups multiply meanwhile.
+template <class T, class Part, class Load, class Prepare, class Add>
+LOWBIT_DEVICE void multiply_blocks(float (&sums)[T::columns / 2], ring<T>& r, int steps, int block, const Load& load,
+                                   const Prepare& prepare, const Add& add) {
+  Part part[T::columns / 2];
+  uint32_t a[T::products][4];
+  for (int step = 0; step < steps; ++step, r.advance()) {
+    const bool first = step % block == 0, last = step % block == block - 1 || step == steps - 1;
+    if (first) prepare(step / block);
+    mbarrier_wait(r.full(), r.parity);
+    load(a, own_strip(r), step);
+    hold(part);
+    multiply<T>(part, a, r.x(), !first);
+    wgmma_wait<0>();
+    hold(part);
+    release<T>(r);
+    if (last) add(sums, part);
+  }
+}
+
+// Blocks of a product, or of half of one (`halves` 2: 16 columns, the weights of the others zero):
+// add(sums, part, strip, index of the block in the stage).
+template <class T, int halves, class Load, class Add>
+LOWBIT_DEVICE void multiply_products(float (&sums)[T::columns / 2], ring<T>& r, int steps, const Load& load,
+                                     const Add& add) {
+  float part[T::columns / 2];
+  uint32_t a[T::products][4];
+  for (int step = 0; step < steps; ++step, r.advance()) {
+    mbarrier_wait(r.full(), r.parity);
+    load(a, own_strip(r), step);
+    LOWBIT_UNROLL
+    for (int i = 0; i < T::products * halves; ++i) {
+      const uint32_t (&whole)[4] = a[i / halves];
+      uint32_t fragment[4];
+      LOWBIT_UNROLL
+      for (int q = 0; q < 4; ++q) fragment[q] = halves == 1 || i % 2 == q / 2 ? whole[q] : 0;
+      hold(part);
+      wgmma_fence();
+      wgmma<typename T::mma, T::columns>::run(part, fragment, x_descriptor<T>(r.x(), i / halves), false);
+      wgmma_commit();
+      wgmma_wait<0>();
+      hold(part);
+      add(sums, part, own_strip(r), i);
+    }
+    release<T>(r);
+  }
+}
+
+}  // namespace lowbit::cuda::sm90
