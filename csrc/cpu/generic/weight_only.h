@@ -155,8 +155,7 @@ class f32_decoder {
       const auto dwords = V::load_bytes(line + 4 * d);
       for (int c = 0; c < 4; ++c) {
         const auto bytes = V::bytes_of(dwords, 8 * c);
-        f(linear ? V::linear(bytes) : V::minifloat(bytes, w.format->fp16_shift, w.format->fp16_scale),
-          16 * c + d);
+        f(linear ? V::linear(bytes) : V::minifloat(bytes, w.format->fp16_shift, w.format->fp16_scale), 16 * c + d);
       }
     }
   }
