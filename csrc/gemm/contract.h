@@ -1,7 +1,7 @@
 // What every kernel is given and what it owes. The edge (csrc/api.cpp) has checked all of it.
 //
 //   weight_only   y[m][n] = to_y( fma(sum_k x[m][k] * W[n][k], global, bias[n]) )
-//                 W[n][k] = (value - zero_point) * scale in fp32, rounded once; `bf16` kernels round x and W once
+//                 W[n][k] = (value - zero_point) * scale + min in fp32, rounded once; `bf16` kernels round x and W once
 //                 more, to bf16. Sums are fp32, in one order of K for every m.
 //                 |y - exact| <= (K + 2) eps32 sum|x W|, plus the rounding to y; `bf16` kernels add 2^-8 sum|x W| for
 //                 the rounding of W, as much again for that of float16 x, and take denormal bf16 for zero.
