@@ -66,7 +66,7 @@ class f32_decoder {
       float* out = rows + r * stride;
       alignas(64) uint8_t bytes[chunk];
       if (narrow) {
-        V::spread(line, high_lines + r * line_bytes, shifts, bytes);
+        V::join_planes(line, high_lines + r * line_bytes, shifts, bytes);
         line = bytes;
       }
       if (s.unit == 64)
