@@ -5,8 +5,8 @@
 //           = (s * 1 / sqrt(mean(s^2) + epsilon)) * weight  rms_norm, s = x, or x + residual rounded to x's dtype
 //           = (x / (1 + exp(-x))) * up                      silu_mul
 //
-// in fp32, not rounded before it is quantized. With max over a row or a block, and q = to_q(v * inverse), to nearest
-// even, saturating:
+// in fp32, not rounded before it is quantized, every operation rounded, in one order (norm_lanes, exp_of). With
+// max over a row or a block, and q = to_q(v * inverse), to nearest even, saturating:
 //
 //   int8              int8, fp32 scale and int32 zero point of a row: gemm/activation.h to the bit
 //   int8_asymmetric
@@ -154,5 +154,34 @@ LOWBIT_INLINE constexpr block_quantization nvfp4_quantization(float max, bool go
   const float inverse = rounded > 0 ? global / rounded : 0;
   return {rounded, inverse <= largest_f32 ? inverse : 0, bits};
 }
+
+// The order in which the squares of a row are added: lane t of 512 takes columns 8 t .. 8 t + 7 of every 4096, the
+// lanes of 32 are added in pairs 16, 8, 4, 2, 1 apart, and the 16 sums of them from the first on.
+inline constexpr int norm_lanes = 512;
+inline constexpr int norm_vector = 8;
+
+// e^x within 2 ulp, of single operations alone: Cephes' reduction by ln 2 in two parts, Taylor's terms to x^7.
+LOWBIT_INLINE constexpr float exp_of(float x) {
+  if (x != x) return x;
+  if (x > 89.0f) return std::numeric_limits<float>::infinity();
+  if (x < -104.0f) return 0;
+  const float scaled = x * 1.44269504f;
+  const int n = static_cast<int>(scaled < 0 ? scaled - 0.5f : scaled + 0.5f);
+  const float r = x - static_cast<float>(n) * 0.693359375f + static_cast<float>(n) * 2.12194440e-4f;
+  float p = 1.0f / 5040;
+  p = p * r + 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  const int half = n / 2;  // 2^n itself may be no float
+  const float first = std::bit_cast<float>(static_cast<uint32_t>(half + 127) << 23);
+  const float second = std::bit_cast<float>(static_cast<uint32_t>(n - half + 127) << 23);
+  return p * first * second;
+}
+
+LOWBIT_INLINE constexpr float silu_mul(float gate, float up) { return gate / (1.0f + exp_of(-gate)) * up; }
 
 }  // namespace lowbit

@@ -73,7 +73,8 @@ packed_shape packed_shape::of(int64_t n, int64_t k, int64_t group_n, int64_t gro
   s.block_k = line_bytes * 8 / (high ? high : low);
   s.lines = s.block_k * bits / (line_bytes * 8);
   s.low = plane_of(low, 0);
-  s.high = plane_of(high, s.block_k * low / (line_bytes * 8));
+  // No bits, no lines: those of the low plane, so that reading them is within the weight.
+  s.high = high ? plane_of(high, s.block_k * low / (line_bytes * 8)) : code_plane{0, s.low.log2, 0};
   if (s.groups == 1) {
     s.k_packed = round_up(k, s.block_k);
     s.span = s.k_packed;

@@ -7,10 +7,9 @@ pack-quantized               int2 to int6, and int8 with floating-point activati
                              [ceil(rows * bits / 32), columns], packed down the rows of the scales
 int-quantized                int8 with int8 activations: ``weight`` int8 [n, k], ``weight_scale``, ``weight_zero_point``
 float-quantized, mxfp8       ``weight`` float8 [n, k], ``weight_scale`` (mxfp8: uint8, the bytes of E8M0)
-nvfp4-, mxfp4-pack-quantized ``weight_packed`` uint8 [n, k / 2], ``weight_scale`` (float8_e4m3fn; uint8),
-                             nvfp4: ``weight_global_scale`` float32 [1], which divides
-fp4_e2m1, nf4, fp6, ternary  (not known to compressed-tensors) ``weight_packed`` uint8 [n, ceil(k * bits / 8)], a
-                             floating-point ``weight_scale`` (mxfp6: uint8, the bytes of E8M0)
+nvfp4-, mxfp4-, mxfp6-       ``weight_packed`` uint8 [n, ceil(k * bits / 8)], ``weight_scale`` (float8_e4m3fn; uint8),
+  pack-quantized             nvfp4: ``weight_global_scale`` float32 [1], which divides
+fp4_e2m1, nf4, fp6, ternary  (not known to compressed-tensors) the same, with a floating-point ``weight_scale``
 GGUF's blocks, nf4_dq        (not known to compressed-tensors) ``weight_packed`` uint8 [n, ceil(k * bits / 8)],
                              ``weight_scale``; with minima ``weight_min``; scales of two levels:
                              ``weight_super_scale``, ``weight_super_min``; nf4_dq: ``weight_scale_offset`` float32 [1]

@@ -258,7 +258,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "FP6_E3M2": {"format": "fp6_e3m2", "group_size": "channel"},
     "FP6_E2M3": {"format": "fp6_e2m3", "group_size": "channel"},
     "MXFP6_E3M2": {"format": "mxfp6_e3m2"},
-    "MXFP6_E2M3": {"format": "mxfp6_e2m3"},
+    "MXFP6A16": {"format": "mxfp6_e2m3"},
     "MXFP4A16": {"format": "mxfp4"},
     "MXFP8A16": {"format": "mxfp8"},
     "NVFP4A16": {"format": "nvfp4"},

@@ -131,7 +131,7 @@ TEST(packed_codes_lie_where_the_index_says) {
           CHECK(code == w.code(row, j), "%s [%lld, %lld]", format, static_cast<long long>(row),
                 static_cast<long long>(j));
           const int64_t at = v.shape.scale_index(row, g);
-          CHECK_EQ(v.scale_at(at, 0), w.scale(row, j));
+          CHECK_EQ(static_cast<double>(v.scale_at(at, 0)), w.scale(row, j));
           CHECK_EQ(v.zero_point_at(at), static_cast<float>(w.zero_point(row, j)));
           if (w.format().integer()) sums[static_cast<size_t>(at)] += static_cast<int64_t>(w.format().values[code]);
         }

@@ -72,7 +72,7 @@ void check_bits(const lowbit::kernel_row& row, const canonical_weight& w, const 
           int64_t sum = 0;
           for (int64_t j = first; j < std::min(first + 32768, end); ++j)
             sum += static_cast<int64_t>(r.q[static_cast<size_t>(j)] - r.zero) * weights[static_cast<size_t>(j)];
-          y = std::fma(static_cast<float>(sum), w.scale(n, group), y);
+          y = std::fma(static_cast<float>(sum), static_cast<float>(w.scale(n, group)), y);
         }
       }
       float wanted;
@@ -91,6 +91,8 @@ void check_bits(const lowbit::kernel_row& row, const canonical_weight& w, const 
 }
 
 constexpr const char* integer_formats[] = {"int4", "int8", "int2", "ternary", "int3", "int5", "int6"};
+// Groups are their own affair, and scales of two levels.
+constexpr const char* block_formats[] = {"q3_k", "q6_k", "tq2_0"};
 
 // One of the three ways to quantize x, with scales for all rows or each.
 void choose_activation(multiplication& c, random_source& random) {
@@ -118,9 +120,12 @@ TEST(products_have_the_contracts_bits) {
   for_each_runnable_kernel(LOWBIT_INTEGER, [](const lowbit::kernel_row& row) {
     random_source random(31);
     int turn = 0;
-    for (const char* format : integer_formats) {
+    std::vector<const char*> formats(std::begin(integer_formats), std::end(integer_formats));
+    formats.insert(formats.end(), std::begin(block_formats), std::end(block_formats));
+    for (const char* format : formats) {
       if (!takes(row, format)) continue;
-      const int rounds = lowbit::format_at(lowbit::find_format(format)).bits % 4 ? 1 : 3;  // narrow ones meet the same loops
+      const int rounds =
+          lowbit::format_at(lowbit::find_format(format)).bits % 4 ? 1 : 3;  // narrow ones meet the same loops
       for (int round = 0; round < rounds; ++round) {
         for_each_tile_shape(row, [&](int64_t m, int64_t n, int64_t k) {
           ++turn;
@@ -160,7 +165,7 @@ TEST(one_hot_activations_give_decoded_weights) {
         CHECK_EQ(c.run(row), LOWBIT_OK);
         for (int64_t j = 0; j < k; ++j)
           for (int64_t i = 0; i < n; ++i) {
-            const float wanted = static_cast<float>(w.integer(i, j)) * w.scale(i, j);
+            const float wanted = static_cast<float>(w.integer(i, j)) * static_cast<float>(w.scale(i, j));
             CHECK(c.y_at(j, i) == static_cast<double>(wanted), "%s: %s code %u is %.9g, not %.9g", row.name, format,
                   w.code(i, j), c.y_at(j, i), static_cast<double>(wanted));
           }

@@ -7,9 +7,10 @@
 
 namespace {
 
-constexpr const char* all_formats[] = {"int4",  "int8",  "fp8_e4m3", "fp8_e5m2", "fp4_e2m1",   "mxfp4",
-                                       "mxfp8", "nvfp4", "nf4",      "int2",     "ternary",    "int3",
-                                       "int5",  "int6",  "fp6_e2m3", "fp6_e3m2", "mxfp6_e2m3", "mxfp6_e3m2"};
+constexpr const char* all_formats[] = {
+    "int4",    "int8", "fp8_e4m3", "fp8_e5m2", "fp4_e2m1", "mxfp4",    "mxfp8",      "nvfp4",      "nf4",    "int2",
+    "ternary", "int3", "int5",     "int6",     "fp6_e2m3", "fp6_e3m2", "mxfp6_e2m3", "mxfp6_e3m2", "nf4_dq", "q4_1",
+    "q5_1",    "q2_k", "q3_k",     "q4_k",     "q5_k",     "q6_k",     "iq4_nl",     "tq2_0"};
 
 // Shapes around panels of 16 rows and lines of 64 and 128 columns, by every kind of group.
 template <class Visit>
@@ -117,23 +118,27 @@ TEST(unpacking_inverts_packing) {
       thread_pool threads(turn % 3 + 1);
       const exact_bytes packed = w.pack(&threads.parallel);
       exact_bytes codes(w.codes.size()), scales(w.scales.size()), zeros(w.zero_points.size());
+      exact_bytes mins(w.mins.size()), super_scales(w.super_scales.size()), super_mins(w.super_mins.size());
       const lowbit_weight_arrays arrays{
-          codes.data(), scales.data(), w.zero_points.empty() ? nullptr : reinterpret_cast<int8_t*>(zeros.data()),
-          nullptr,      nullptr,       nullptr};
+          codes.data(), scales.data(),       w.zero_points.empty() ? nullptr : reinterpret_cast<int8_t*>(zeros.data()),
+          mins.data(),  super_scales.data(), super_mins.data()};
       CHECK_EQ(lowbit_unpack(packed.data(), packed.size(), &arrays, &threads.parallel), LOWBIT_OK);
       const int64_t last = w.k() * w.format().bits % 8;  // what lies beyond the row's end is no code
       for (int64_t i = 0; i < n && last; ++i)
         w.codes[static_cast<size_t>((i + 1) * w.row_bytes() - 1)] &= static_cast<uint8_t>((1 << last) - 1);
-      const bool equal = !std::memcmp(codes.data(), w.codes.data(), w.codes.size()) &&
-                         !std::memcmp(scales.data(), w.scales.data(), w.scales.size()) &&
-                         (w.zero_points.empty() || !std::memcmp(zeros.data(), w.zero_points.data(), zeros.size()));
+      const auto same = [](const exact_bytes& out, const auto& in) {
+        return in.empty() || !std::memcmp(out.data(), in.data(), in.size());
+      };
+      const bool equal = same(codes, w.codes) && same(scales, w.scales) && same(zeros, w.zero_points) &&
+                         same(mins, w.mins) && same(super_scales, w.super_scales) && same(super_mins, w.super_mins);
       CHECK(equal, "%s %lld x %lld, group %lld", format, static_cast<long long>(n), static_cast<long long>(w.k()),
             static_cast<long long>(group_k));
       lowbit_weight d;
       CHECK_EQ(lowbit_packed_describe(packed.data(), packed.size(), &d), LOWBIT_OK);
       CHECK(d.format == w.description.format && d.n == n && d.k == w.k() && d.group_n == w.description.group_n &&
             d.group_k == w.description.group_k && d.scale_dtype == w.description.scale_dtype &&
-            d.global_scale == w.description.global_scale && !d.zero_points == w.zero_points.empty() && !d.codes);
+            d.global_scale == w.description.global_scale && d.scale_offset == w.description.scale_offset &&
+            !d.zero_points == w.zero_points.empty() && !d.codes);
     });
   }
 }

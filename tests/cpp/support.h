@@ -112,7 +112,7 @@ struct thread_pool {
 // A weight in canonical form, with its memory.
 struct canonical_weight {
   lowbit_weight description{};
-  std::vector<uint8_t> codes, scales;
+  std::vector<uint8_t> codes, scales, mins, super_scales, super_mins;
   std::vector<int8_t> zero_points;
 
   const lowbit::format_row& format() const { return lowbit::format_at(description.format); }
@@ -135,8 +135,25 @@ struct canonical_weight {
       byte = static_cast<uint8_t>((byte & ~(1u << at % 8)) | (code >> i & 1) << at % 8);
     }
   }
-  float scale(int64_t row, int64_t column) const {
-    return lowbit::load_as_f32(scales.data(), scale_index(row, column), description.scale_dtype);
+  // Exact, but for scales that are codes: their definition is fp32 arithmetic.
+  double scale(int64_t row, int64_t column) const { return number(scales, super_scales, row, column); }
+  double min(int64_t row, int64_t column) const { return mins.empty() ? 0.0 : number(mins, super_mins, row, column); }
+  double number(const std::vector<uint8_t>& data, const std::vector<uint8_t>& supers, int64_t row,
+                int64_t column) const {
+    const int64_t i = scale_index(row, column), each = format().super_groups;
+    if (supers.empty()) return static_cast<double>(lowbit::load_as_f32(data.data(), i, description.scale_dtype));
+    if (format().scale_values)
+      return static_cast<double>(format().scale_values[data[static_cast<size_t>(i)]] *
+                                     lowbit::load_as_f32(supers.data(), i / each, LOWBIT_F32) +
+                                 description.scale_offset);
+    const int64_t super = row * ceil_div(groups(), each) + column / description.group_k / each;
+    return static_cast<double>(static_cast<int8_t>(data[static_cast<size_t>(i)])) *
+           static_cast<double>(lowbit::load_as_f32(supers.data(), super, LOWBIT_F16));
+  }
+  int64_t num_supers() const {
+    const int64_t each = format().super_groups;
+    if (!each) return 0;
+    return format().super_flat() ? ceil_div(n() * groups(), each) : n() * ceil_div(groups(), each);
   }
   void set_scale(int64_t index, float value) {
     if (lowbit::is_float_dtype(description.scale_dtype))
@@ -149,8 +166,8 @@ struct canonical_weight {
 
   // Without the global scale. Exact: 8 significant bits times at most 24.
   double value(int64_t row, int64_t column) const {
-    return (static_cast<double>(format().values[code(row, column)]) - zero_point(row, column)) *
-           static_cast<double>(scale(row, column));
+    return (static_cast<double>(format().values[code(row, column)]) - zero_point(row, column)) * scale(row, column) +
+           min(row, column);
   }
   int integer(int64_t row, int64_t column) const {
     return static_cast<int>(format().values[code(row, column)]) - zero_point(row, column);
@@ -203,12 +220,29 @@ inline canonical_weight random_weight(const weight_options& o, random_source& ra
     }
   }
   const int64_t count = w.num_scales();
+  const auto fill = [&](std::vector<uint8_t>& data, int64_t size, int dtype) {
+    data.resize(static_cast<size_t>(size * lowbit::dtype_bytes(dtype)));
+    for (int64_t i = 0; i < size; ++i) {
+      if (lowbit::is_float_dtype(dtype))
+        lowbit::store_from_f32(data.data(), i, dtype, random.uniform(-2, 2));
+      else
+        data[static_cast<size_t>(i)] = static_cast<uint8_t>(random.below(256));
+    }
+  };
+  fill(w.super_scales, w.num_supers(), f.super_dtype());
+  if (f.minimum) {
+    fill(w.mins, count, d.scale_dtype);
+    fill(w.super_mins, w.num_supers(), f.super_dtype());
+  }
+  if (f.scale_values) d.scale_offset = random.uniform(0.5f, 1.5f);
   w.scales.resize(static_cast<size_t>(count * lowbit::dtype_bytes(d.scale_dtype)));
   for (int64_t i = 0; i < count; ++i) {
     if (d.scale_dtype == LOWBIT_E8M0)
       w.scales[static_cast<size_t>(i)] = static_cast<uint8_t>(117 + random.below(20));
     else if (d.scale_dtype == LOWBIT_E4M3)
       w.scales[static_cast<size_t>(i)] = static_cast<uint8_t>(random.below(0x7f));
+    else if (f.two_levels())
+      w.scales[static_cast<size_t>(i)] = static_cast<uint8_t>(random.below(256));
     else
       w.set_scale(i, random.uniform(0.01f, 2.0f) * (f.integer() && random.below(8) == 0 ? -1.0f : 1.0f));
   }
@@ -220,6 +254,9 @@ inline canonical_weight random_weight(const weight_options& o, random_source& ra
   d.codes = w.codes.data();
   d.scales = w.scales.data();
   d.zero_points = w.zero_points.empty() ? nullptr : w.zero_points.data();
+  d.mins = w.mins.empty() ? nullptr : w.mins.data();
+  d.super_scales = w.super_scales.empty() ? nullptr : w.super_scales.data();
+  d.super_mins = w.super_mins.empty() ? nullptr : w.super_mins.data();
   return w;
 }
 

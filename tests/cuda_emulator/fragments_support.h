@@ -60,15 +60,23 @@ inline fragment_weight random_fragments(const lowbit::format_row& format, int64_
   p.column_sums_offset = p.scales_offset + s.num_scales() * (size + has_zero);
   const int64_t total = p.column_sums_offset + s.num_scales() * 4;
   w.bytes.resize(static_cast<size_t>(total));
+  const float global_scale = 1;
+  std::memcpy(&w.bytes[offsetof(lowbit::packed_header, global_scale)], &global_scale, sizeof global_scale);
   for (int64_t i = 0; i < n; ++i) {
     for (int64_t j = 0; j < k; ++j) {
-      if (format.fp16_shift && (w.code(i, j) & 0x7f) == 0x7f) w.codes[static_cast<size_t>(i * k + j)] = 0x7e;
+      if (!std::isfinite(format.values[w.code(i, j)])) w.codes[static_cast<size_t>(i * k + j)] = 0x30;
       const int64_t bit = s.code_bit(i, s.column(j));
       w.bytes[static_cast<size_t>(p.codes_offset + bit / 8)] |= static_cast<uint8_t>(w.code(i, j) << bit % 8);
     }
     for (int64_t g = 0; g < s.groups; ++g) {
       uint8_t* const scale = &w.bytes[static_cast<size_t>(p.scales_offset)];
-      lowbit::store_from_f32(scale, s.scale_index(i, g), scale_dtype, random.uniform(0.01f, 2.0f));
+      if (scale_dtype == LOWBIT_E8M0)  // rows whose scales span little, and others
+        scale[s.scale_index(i, g)] =
+            static_cast<uint8_t>(i % 64 < 60 || i < 64 ? 122 + random.below(12) : 100 + random.below(50));
+      else if (scale_dtype == LOWBIT_E4M3)
+        scale[s.scale_index(i, g)] = static_cast<uint8_t>(1 + random.below(0x7e));
+      else
+        lowbit::store_from_f32(scale, s.scale_index(i, g), scale_dtype, random.uniform(0.01f, 2.0f));
       w.scales.push_back(lowbit::load_as_f32(scale, s.scale_index(i, g), scale_dtype));
       w.zeros.push_back(static_cast<int>(random.below(int64_t{1} << s.bits)) - (1 << (s.bits - 1)));
       if (has_zero)

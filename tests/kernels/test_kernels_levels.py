@@ -57,7 +57,9 @@ def test_an_unknown_level_is_refused():
     assert _C.cpu_isa() == before
 
 
-@pytest.mark.parametrize("scheme", ["W4A16", "W8A8", "W4A8", "FP8", "MXFP4A16", "NF4"])
+@pytest.mark.parametrize(
+    "scheme", ["W4A16", "W8A8", "W4A8", "FP8", "MXFP4A16", "NF4", "W2A16", "W3A8", "BITNET", "MXFP6A16"]
+)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_explain_names_one_kernel_and_a_reason_for_each_other(level, scheme, dtype):
     for m in (1, 256):

@@ -13,8 +13,12 @@ FAMILIES = [
     pytest.param("int4", None, id="weight_only-int4"),
     pytest.param("mxfp8", None, id="weight_only-mxfp8"),
     pytest.param("nf4", None, id="weight_only-nf4"),
+    pytest.param("int2", None, id="weight_only-int2"),
+    pytest.param("fp6_e3m2", None, id="weight_only-fp6_e3m2"),
     pytest.param("int4", "int8", id="integer-int4"),
     pytest.param("int8", "int8", id="integer-int8"),
+    pytest.param("ternary", "int8", id="integer-ternary"),
+    pytest.param("int5", "int8", id="integer-int5"),
 ]
 
 
@@ -125,7 +129,7 @@ def test_the_memory_of_x_is_not_changed(level):
         assert torch.equal(x, before)
 
 
-@pytest.mark.parametrize("name", ["int4", "int8"])
+@pytest.mark.parametrize("name", [name for name, fmt in formats.table().items() if fmt.integer])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_integer_bits_are_those_of_every_level(name, symmetric):
     weight = weight_of(name, group_k=100)

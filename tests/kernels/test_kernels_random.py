@@ -10,6 +10,7 @@ import lowbit
 from lowbit import formats
 from lowbit.ops import ops
 
+INTEGERS = [name for name, fmt in formats.table().items() if fmt.integer]
 profile = settings.get_profile("kernels")
 GROUPS = st.one_of(st.sampled_from([1, 7, 16, 24, 32, 48, 64, 100, 128, 256]), st.integers(1, 700))
 
@@ -52,7 +53,7 @@ def test_weight_only(level, weight, m, dtype, biased):
 
 @profile
 @given(
-    weight=weights(["int4", "int8"]),
+    weight=weights(INTEGERS),
     m=ROWS,
     dtype=st.sampled_from(FLOATS),
     out_dtype=st.sampled_from(FLOATS),
@@ -77,7 +78,7 @@ def test_integer(level, weight, m, dtype, out_dtype, symmetric, biased):
 
 
 @profile
-@given(weight=weights(["int4", "int8"]), m=ROWS, per_row=st.booleans(), zero=st.booleans())
+@given(weight=weights(INTEGERS), m=ROWS, per_row=st.booleans(), zero=st.booleans())
 def test_static_int8_activations(level, weight, m, per_row, zero):
     k = weight.shape[1]
     x = torch.randint(-128, 128, (m, k)).to(torch.int8)
@@ -133,7 +134,7 @@ def test_nonfinite_activations_stay_in_their_row(level, fmt):
                 result = lowbit.linear(spoilt, weight)
                 assert not result[1].isfinite().any()
                 assert torch.equal(result[others], clean[others])
-                if fmt.zero_point:
+                if fmt.integer:
                     result = lowbit.linear(spoilt, weight, activation="int8")
                     assert result[1].isnan().all()
                     assert torch.equal(result[others], lowbit.linear(x, weight, activation="int8")[others])

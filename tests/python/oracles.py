@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -55,10 +56,19 @@ def group_scales(quantized: lowbit.QuantizedTensor) -> tuple[torch.Tensor, torch
 
 def code_numbers(quantized: lowbit.QuantizedTensor) -> torch.Tensor:
     """int64 [n, k]: which entry of the value table each code is."""
-    codes = quantized.codes.view(torch.uint8).long()
-    if quantized.format.bits == 8:
-        return codes
-    return torch.stack((codes & 15, codes >> 4), -1).flatten(1)[:, : quantized.shape[1]]
+    return unpack_bits(quantized.codes.view(torch.uint8), quantized.format.bits, quantized.shape[1])
+
+
+def unpack_bits(codes: torch.Tensor, bits: int, k: int) -> torch.Tensor:
+    """int64 [n, k] from uint8 [n, ceil(k * bits / 8)]: bit by bit, the low ones first, as NumPy takes bytes apart."""
+    stream = np.unpackbits(codes.numpy(), axis=1, bitorder="little")[:, : k * bits]
+    return torch.from_numpy(stream.reshape(-1, k, bits)).long() @ (1 << torch.arange(bits))
+
+
+def pack_bits(numbers: torch.Tensor, bits: int) -> torch.Tensor:
+    """The inverse."""
+    stream = (numbers.long()[..., None] >> torch.arange(bits) & 1).to(torch.uint8).flatten(1)
+    return torch.from_numpy(np.packbits(stream.numpy(), axis=1, bitorder="little"))
 
 
 def expand(per_group: torch.Tensor, shape: tuple[int, int], group: tuple[int, int]) -> torch.Tensor:
@@ -84,9 +94,7 @@ def random_tensor(
     group = (fmt.block_n or group[0], group[1])
     finite = fmt.values.isfinite().nonzero().flatten()
     numbers = finite[torch.randint(len(finite), (n, k))].to(torch.uint8)
-    if fmt.bits == 4:
-        numbers = torch.nn.functional.pad(numbers, (0, k % 2))
-        numbers = numbers[:, ::2] | numbers[:, 1::2] << 4
+    numbers = pack_bits(numbers, fmt.bits)
     groups = formats.num_groups((n, k), group)
     supers = fmt.super_shape((n, k), group)
     signs = torch.randint(0, 2, groups) * 2 - 1

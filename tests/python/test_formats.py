@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from oracles import FLOATS, code_numbers, need
+from oracles import FLOATS, code_numbers, need, pack_bits, unpack_bits
 
 import lowbit
 from lowbit import formats
+
+INTEGERS = ["int2", "int3", "int4", "int5", "int6", "int8"]
 
 ML_DTYPES = {
     "fp8_e4m3": "float8_e4m3fn",
@@ -15,6 +17,10 @@ ML_DTYPES = {
     "mxfp4": "float4_e2m1fn",
     "mxfp8": "float8_e4m3fn",
     "nvfp4": "float4_e2m1fn",
+    "fp6_e2m3": "float6_e2m3fn",
+    "fp6_e3m2": "float6_e3m2fn",
+    "mxfp6_e2m3": "float6_e2m3fn",
+    "mxfp6_e3m2": "float6_e3m2fn",
 }
 
 
@@ -28,7 +34,9 @@ def test_minifloats_equal_ml_dtypes(name):
     assert np.array_equal(np.signbit(fmt.values.numpy()), np.signbit(expected)), "the sign of zero"
 
 
-@pytest.mark.parametrize(("name", "offset"), [("int4", 8), ("int8", 0)])
+@pytest.mark.parametrize(
+    ("name", "offset"), [("int2", 2), ("int3", 4), ("int4", 8), ("int5", 16), ("int6", 32), ("int8", 0)]
+)
 def test_integers(name, offset):
     fmt = formats.get(name)
     codes = torch.arange(2**fmt.bits, dtype=torch.uint8)
@@ -37,13 +45,46 @@ def test_integers(name, offset):
     assert fmt.zero_point
 
 
+@pytest.mark.parametrize("bits", [2, 4])
+def test_integers_equal_ml_dtypes(bits):
+    """Whose integers are two's complement: the codes are those, plus the offset."""
+    ml_dtypes = need("ml_dtypes")
+    numbers = np.arange(2**bits, dtype=np.uint8)
+    theirs = numbers.view(getattr(ml_dtypes, f"int{bits}")).astype(np.float32)
+    ours = formats.get(f"int{bits}").values.numpy()
+    np.testing.assert_array_equal(theirs, ours[numbers ^ 2 ** (bits - 1)])
+
+
+def test_ternary():
+    fmt = formats.get("ternary")
+    assert torch.equal(fmt.values[:3], torch.tensor([-1.0, 0.0, 1.0]))
+    assert fmt.values[3].isnan()
+    assert fmt.integer
+    assert not fmt.zero_point
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_codes_are_a_stream_of_bits(bits):
+    """As compressed-tensors packs them, and as NumPy takes them apart."""
+    numbers = torch.randint(0, 2**bits, (5, 77)).to(torch.uint8)
+    packed = formats.pack_codes(numbers, bits)
+    assert packed.shape == (5, -(-77 * bits // 8))
+    assert torch.equal(packed, pack_bits(numbers, bits))
+    assert torch.equal(formats.unpack_codes(packed, bits, 77), numbers)
+    assert torch.equal(unpack_bits(packed, bits, 77), numbers.long())
+    helpers = need("compressed_tensors.compressors.pack_quantized.helpers")
+    signed = (numbers.int() - 2 ** (bits - 1)).to(torch.int8)
+    theirs = helpers.pack_to_int32(signed, bits)
+    assert torch.equal(theirs.view(torch.uint8)[:, : packed.shape[1]], packed)
+
+
 def test_nf4_equals_bitsandbytes():
     functional = need("bitsandbytes").functional
     assert torch.equal(formats.get("nf4").values, functional.get_4bit_type("nf4", device="cpu"))
 
 
 def test_every_format_is_tested_here():
-    assert set(formats.table()) == {*ML_DTYPES, "int4", "int8", "nf4"}
+    assert set(formats.table()) == {*ML_DTYPES, *INTEGERS, "ternary", "nf4"}
 
 
 def test_storage():
@@ -55,7 +96,7 @@ def test_storage():
     }
     for fmt in formats.table().values():
         assert fmt.storage == expected.get(fmt.name, torch.uint8)
-        assert fmt.row_bytes(5) == (5 if fmt.bits == 8 else 3)
+        assert fmt.row_bytes(5) == {2: 2, 3: 2, 4: 3, 5: 4, 6: 4, 8: 5}[fmt.bits]
 
 
 def test_bad_codes():
@@ -79,12 +120,12 @@ def encode_values(fmt: formats.Format, values: torch.Tensor) -> torch.Tensor:
         if not fmt.block_k
         else None
     )
-    numbers = codes.long() if fmt.bits == 8 else torch.stack((codes & 15, codes >> 4), -1).flatten(1).long()
-    assert whole is None or torch.equal(numbers[:, : values.numel()], code_numbers(whole))
-    return fmt.values[numbers[0, : values.numel()]]
+    numbers = unpack_bits(codes, fmt.bits, values.numel())
+    assert whole is None or torch.equal(numbers, code_numbers(whole))
+    return fmt.values[numbers[0]]
 
 
-FREE = ["int4", "int8", "fp8_e4m3", "fp8_e5m2", "fp4_e2m1", "nf4"]
+FREE = [*INTEGERS, "ternary", "fp8_e4m3", "fp8_e5m2", "fp6_e2m3", "fp6_e3m2", "fp4_e2m1", "nf4"]
 
 
 @pytest.mark.parametrize("name", FREE)
@@ -93,7 +134,7 @@ def test_encode_is_the_identity_on_values(name):
     finite = fmt.values[fmt.values.isfinite()]
     result = encode_values(fmt, finite)
     assert torch.equal(result, finite)
-    if not fmt.zero_point:
+    if not fmt.integer:
         assert torch.equal(result.signbit(), finite.signbit()), "-0 keeps its sign"
 
 
@@ -142,5 +183,5 @@ def test_dtype_names():
     assert formats.dtype_of("float8_e8m0fnu") == torch.float8_e8m0fnu
     with pytest.raises(ValueError, match="'int8': it must be one of float32, float16, bfloat16"):
         formats.dtype_of("int8")
-    with pytest.raises(ValueError, match="'int5': it must be one of int4, int8"):
-        formats.get("int5")
+    with pytest.raises(ValueError, match="'int7': it must be one of int4, int8"):
+        formats.get("int7")

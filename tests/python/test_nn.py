@@ -14,7 +14,7 @@ from oracles import FLOATS, decode
 from torch import nn
 
 import lowbit
-from lowbit import Scheme
+from lowbit import Scheme, formats
 from lowbit.nn import Linear
 from lowbit.quantizers import PRESETS
 
@@ -47,7 +47,8 @@ def test_from_float(scheme, dtype):
     assert y.dtype == dtype
     assert y.shape == (2, 5, 40)
     assert layer.bias is linear.bias
-    assert (y - linear(x)).norm() / linear(x).norm() < 0.25
+    bits = formats.get(Scheme.of(scheme).format).bits
+    assert (y - linear(x)).norm() / linear(x).norm() < (0.25 if bits > 2 else 0.6)
     assert layer.weight.dtype == dtype
     torch.testing.assert_close(layer.weight.double(), decode(layer.quantized), rtol=8e-3, atol=1e-6)
     assert layer.training == linear.training

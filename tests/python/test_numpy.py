@@ -156,7 +156,7 @@ def changed(weight: dict[str, Any], **changes: Any) -> dict[str, Any]:
         ({"scales": np.ones((N, 4), ">f4")}, TypeError, "scales has byte-swapped elements"),
         ({"zero_points": np.full((N, 4), 9, np.int8)}, ValueError, "9"),
         ({"zero_points": np.zeros((N, 4), np.uint8)}, TypeError, "zero_points has dtype uint8: it must be int8"),
-        ({"format": "int5"}, ValueError, "there is no format 'int5'"),
+        ({"format": "int7"}, ValueError, "there is no format 'int7'"),
         ({"group_k": 0}, ValueError, "group_n = 1, group_k = 0: both must be at least 1"),
         ({"k": 98}, ValueError, r"codes has shape \[33, 50\]: it must be \[33, 49\]"),
         ({"num_threads": -1}, ValueError, "num_threads is -1: it must be 0 to"),

@@ -10,7 +10,9 @@ import lowbit
 from lowbit import Scheme, formats
 from lowbit.quantizers import PRESETS
 
-CT_PRESETS = sorted(set(PRESETS) - {"FP8_E5M2", "FP4A16", "NF4", "NF4_DQ", "INT8"})
+CT_PRESETS = sorted(
+    set(PRESETS) - {"FP8_E5M2", "FP4A16", "NF4", "NF4_DQ", "INT8", "FP6_E3M2", "FP6_E2M3", "MXFP6_E3M2", "BITNET"}
+)
 
 
 @pytest.mark.parametrize(*cross(preset=CT_PRESETS, dtype=FLOATS))
@@ -26,7 +28,7 @@ def test_equals_compressed_tensors(preset, dtype):
         assert keep.any()
     assert ours.scales.shape == scale.reshape(ours.scales.shape).shape
     assert torch.equal(ours.scales.float()[keep], scale.float().reshape(ours.scales.shape)[keep])
-    if preset not in ("NVFP4A16", "MXFP4A16", "MXFP8A16"):
+    if preset not in ("NVFP4A16", "MXFP4A16", "MXFP6A16", "MXFP8A16"):
         assert ours.scales.dtype == scale.dtype == dtype
     if zero is None:
         assert ours.zero_points is None
@@ -72,6 +74,19 @@ def test_error_is_that_of_the_literature(preset):
         "MXFP8A16": 0.0265,
         "NVFP4A16": 0.0951,
         "NF4": 0.0920,
+        "W2A16": 0.5506,
+        "W2A8": 0.5506,
+        "W3A16": 0.2378,
+        "W3A8": 0.2378,
+        "W5A16": 0.0537,
+        "W5A8": 0.0537,
+        "W6A16": 0.0264,
+        "W6A8": 0.0264,
+        "FP6_E3M2": 0.0527,
+        "FP6_E2M3": 0.0286,
+        "MXFP6_E3M2": 0.0528,
+        "MXFP6A16": 0.0283,
+        "BITNET": 0.5136,
         "NF4_DQ": 0.0921,
     }
     weight = torch.randn(512, 4096)
@@ -90,7 +105,7 @@ def test_better_scale_rules():
     assert error["mse"] == pytest.approx(0.1016, rel=0.01)
 
 
-@pytest.mark.parametrize("preset", sorted(set(PRESETS) - {"INT8", "NF4_DQ"}))
+@pytest.mark.parametrize("preset", sorted(set(PRESETS) - {"INT8", "NF4_DQ", "BITNET"}))
 def test_mse_is_never_worse(preset):
     weight = weights(torch.float32, 64, 512)
     plain = lowbit.quantize(weight, preset)
@@ -103,6 +118,23 @@ def test_mse_is_never_worse(preset):
         if group[0] == 1:
             assert (after <= before * (1 + 1e-5) + 1e-12).all()
     assert lowbit.relative_error(weight, searched) <= lowbit.relative_error(weight, plain)
+
+
+@pytest.mark.parametrize(*cross(dtype=FLOATS, group=["tensor", "channel", 50, (16, 32)]))
+def test_absmean_is_bitnets(dtype, group):
+    """clip(round(W / mean |W|), -1, 1), by plain float64 means of slices."""
+    weight = weights(dtype, 40, 130)
+    scheme = Scheme.preset("BITNET", group_size=group)
+    ours = lowbit.quantize(weight, scheme)
+    group_n, group_k = scheme.group(40, 130)
+    for i, first_n in enumerate(range(0, 40, group_n)):
+        for j, first_k in enumerate(range(0, 130, group_k)):
+            part = weight[first_n : first_n + group_n, first_k : first_k + group_k].double()
+            mean = part.abs().mean().clamp(min=1e-5)
+            torch.testing.assert_close(ours.scales[i, j].double(), mean, rtol=1e-6, atol=0)
+    codes = ours.format.values[code_numbers(ours)]
+    quotient = weight.float() / expand(ours.scales, ours.shape, ours.group)
+    assert torch.equal(codes, quotient.round().clamp(-1, 1))
 
 
 def test_signed_max_maps_the_largest_weight_exactly():
@@ -121,7 +153,9 @@ def test_signed_max_maps_the_largest_weight_exactly():
     n=st.integers(1, 40),
     k=st.integers(1, 300),
     group=st.one_of(st.integers(1, 320), st.tuples(st.integers(1, 50), st.integers(1, 320)), st.just("tensor")),
-    fmt=st.sampled_from(["int4", "int8", "fp8_e4m3", "fp4_e2m1", "nf4"]),
+    fmt=st.sampled_from(
+        ["int4", "int8", "fp8_e4m3", "fp4_e2m1", "nf4", "int2", "int3", "int5", "int6", "fp6_e2m3", "ternary"]
+    ),
     asymmetric=st.booleans(),
     rule=st.sampled_from(["absmax", "mse"]),
     dtype=st.sampled_from(FLOATS),

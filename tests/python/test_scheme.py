@@ -21,7 +21,10 @@ def test_presets_have_their_own_names(name):
     assert hash(scheme) == hash(dataclasses.replace(scheme))
 
 
-@pytest.mark.parametrize("name", sorted(set(PRESETS) - {"FP8_E5M2", "FP4A16", "NF4", "NF4_DQ"}))
+@pytest.mark.parametrize(
+    "name",
+    sorted(set(PRESETS) - {"FP8_E5M2", "FP4A16", "NF4", "NF4_DQ", "FP6_E3M2", "FP6_E2M3", "MXFP6_E3M2", "BITNET"}),
+)
 def test_presets_agree_with_compressed_tensors(name):
     scheme, args = Scheme.preset(name), ct_args(name)
     assert scheme.symmetric == args.symmetric
@@ -77,7 +80,7 @@ def test_choices_change_a_preset():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"format": "int3"}, ValueError, "'int3': it must be one of int4"),
+        ({"format": "int7"}, ValueError, "'int7': it must be one of int4"),
         ({"format": 4}, ValueError, "format is 4"),
         ({"format": "int4", "group_size": 0}, ValueError, "group_size is 0"),
         ({"format": "int4", "group_size": -2}, ValueError, "group_size is -2"),
@@ -96,6 +99,10 @@ def test_choices_change_a_preset():
         ({"format": "fp8_e4m3", "scale_rule": "signed_max"}, ValueError, "fp8_e4m3 gains nothing"),
         ({"format": "int4", "symmetric": False, "scale_rule": "signed_max"}, ValueError, "asymmetric int4 gains"),
         ({"format": "int4", "activation": "fp8"}, ValueError, "'fp8': it must be None or 'int8'"),
+        ({"format": "int4", "scale_rule": "absmean"}, ValueError, "'absmean': it is the rule of ternary weights"),
+        ({"format": "ternary", "scale_rule": "signed_max"}, ValueError, "ternary gains nothing"),
+        ({"format": "ternary", "symmetric": False}, ValueError, "ternary has no zero points"),
+        ({"format": "fp6_e3m2", "activation": "int8"}, ValueError, "integer weight, not fp6_e3m2"),
         ({"format": "nf4", "activation": "int8"}, ValueError, "integer weight, not nf4"),
         ({"format": "int4", "activation_dynamic": False}, ValueError, "activation is None"),
     ],
@@ -103,6 +110,13 @@ def test_choices_change_a_preset():
 def test_refusals(arguments, error, message):
     with pytest.raises(error, match=message):
         Scheme(**arguments)
+
+
+def test_the_rule_of_a_preset_is_part_of_its_name():
+    scheme = Scheme.preset("BITNET")
+    assert scheme.scale_rule == "absmean"
+    assert Scheme.preset("BITNET", scale_rule="absmax").name == "BITNET:absmax"
+    assert Scheme.preset("W2A16", scale_rule="mse").name == "W2A16:mse"
 
 
 def test_unknown_presets_suggest():

@@ -82,6 +82,14 @@ def test_names_and_layouts():
             "weight_scale": ("float8_e4m3fn", (40, 16)),
             "weight_global_scale": ("float32", (1,)),
         },
+        "W3A16": {
+            "weight_packed": ("int32", (40, 24)),
+            "weight_scale": ("bfloat16", (40, 2)),
+            "weight_shape": ("int64", (2,)),
+        },
+        "FP6_E3M2": {"weight_packed": ("uint8", (40, 192)), "weight_scale": ("bfloat16", (40, 1))},
+        "MXFP6A16": {"weight_packed": ("uint8", (40, 192)), "weight_scale": ("uint8", (40, 8))},
+        "BITNET": {"weight_packed": ("uint8", (40, 64)), "weight_scale": ("float32", (1,))},
         "NF4": {"weight_packed": ("uint8", (40, 128)), "weight_scale": ("float32", (40, 4))},
     }
     for scheme, tensors in expected.items():
@@ -99,11 +107,17 @@ CT = {
     "W4A16": None,
     "W4A16_ASYM": None,
     "W8A16": None,
+    "W2A16": None,
+    "W3A16": None,
+    "W5A16": None,
+    "W6A16": None,
     "W4A8": "pack-quantized",
+    "W3A8": "pack-quantized",
     "W8A8": None,
     "FP8": None,
     "FP8_BLOCK": None,
     "MXFP4A16": None,
+    "MXFP6A16": None,
     "MXFP8A16": None,
     "NVFP4A16": None,
 }
@@ -122,7 +136,7 @@ def test_compressed_tensors_reads_ours(preset, dtype):
     state = {name: tensor for name, tensor in layer.state_dict().items() if name != "bias"}
     theirs = compressor.decompress(state, scheme)["weight"]
     ours = layer.weight.float()
-    eps = 2.0**-7 if "FP4" in preset or preset == "MXFP8A16" or dtype == torch.bfloat16 else 2.0**-10
+    eps = 2.0**-7 if "FP4" in preset or preset in ("MXFP6A16", "MXFP8A16") or dtype == torch.bfloat16 else 2.0**-10
     torch.testing.assert_close(theirs.float(), ours, rtol=eps, atol=1e-7)
 
 
@@ -172,6 +186,26 @@ def test_a_whole_model_through_compressed_tensors():
     model_compressor(quantization_config=config).decompress_model(theirs)
     x = torch.randn(4, 256)
     torch.testing.assert_close(theirs(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+def test_packed_zero_points_are_compressed_tensors(bits):
+    helpers = need("compressed_tensors.compressors.pack_quantized.helpers")
+    scheme = Scheme(f"int{bits}", group_size=32, symmetric=False)
+    layer, other = make(scheme, 43, 96), make(scheme, 43, 96)
+    zeros = layer.quantized.zero_points
+    state = layer.state_dict()
+    assert torch.equal(state["weight_zero_point"], helpers.pack_to_int32(zeros, bits, packed_dim=0))
+    other.load_state_dict(state)
+    assert torch.equal(other.quantized.zero_points, zeros)
+
+
+def test_ternary_codes_that_stand_for_nothing_are_refused():
+    layer = make("BITNET")
+    state = layer.state_dict()
+    state["weight_packed"][3, 7] |= 3 << 2
+    with pytest.raises(ValueError, match=r"1 of 3840 codes are no finite number, the first is nan at \[3, 29\]"):
+        make("BITNET").load_state_dict(state)
 
 
 def test_int4_may_be_stored_as_int8():

@@ -33,7 +33,13 @@ def test_packing_is_invertible(fmt, zero, shape):
 
 
 @given(
-    case=st.sampled_from([(name, zero) for name in ("int4", "int8", "nf4", "fp8_e4m3") for zero in (False, True)]),
+    case=st.sampled_from(
+        [
+            (name, zero)
+            for name in ("int4", "int8", "nf4", "fp8_e4m3", "int2", "int3", "int6", "fp6_e3m2")
+            for zero in (False, True)
+        ]
+    ),
     n=st.integers(1, 70),
     k=st.integers(1, 300),
     group=st.tuples(st.integers(1, 80), st.integers(1, 310)),
@@ -144,7 +150,7 @@ def bad_code(dtype, byte):
 
 
 BAD = [
-    ({"format": "int3"}, ValueError, "format is 'int3'"),
+    ({"format": "int7"}, ValueError, "format is 'int7'"),
     ({"codes": [[1]]}, TypeError, "codes are a list: a torch.Tensor is needed"),
     ({"codes": torch.zeros(8, 32)}, TypeError, "codes are float32: uint8 is needed"),
     ({"codes": torch.zeros(8, 32, dtype=torch.int8)}, TypeError, "codes are int8: uint8 is needed"),

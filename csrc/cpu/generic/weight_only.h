@@ -47,6 +47,7 @@ class f32_decoder {
         s(weights.shape),
         lut(w.format->decode == recipe::lut16 || w.format->decode == recipe::lut4),
         narrow(s.high.bits),
+        linear(w.format->decode == recipe::linear || w.format->decode == recipe::narrow_linear),
         offset(w.format->decode == recipe::narrow_linear ? static_cast<float>(w.format->integer_offset - 128) : 0) {
     for (int i = 0; i < 16 && lut; ++i) values[i] = w.format->values[i & ((1 << s.bits) - 1)];
     for (int d = 0; d < 16; ++d) group_of_lane[d] = static_cast<int32_t>(4 * d / s.unit);
@@ -78,7 +79,7 @@ class f32_decoder {
  private:
   const packed_view& w;
   const packed_shape& s;
-  const bool lut, narrow;
+  const bool lut, narrow, linear;
   const float offset;  // of integers that are not stored plus 128
   float values[16];    // of tables; those of 4 again and again, since lookups see the next code's bits, too
   int64_t ready_panel = -1, ready_group = -1;
@@ -154,7 +155,7 @@ class f32_decoder {
       const auto dwords = V::load_bytes(line + 4 * d);
       for (int c = 0; c < 4; ++c) {
         const auto bytes = V::bytes_of(dwords, 8 * c);
-        f(w.format->integer() ? V::linear(bytes) : V::minifloat(bytes, w.format->fp16_shift, w.format->fp16_scale),
+        f(linear ? V::linear(bytes) : V::minifloat(bytes, w.format->fp16_shift, w.format->fp16_scale),
           16 * c + d);
       }
     }

@@ -72,9 +72,9 @@ const char* tiled_refusal(const gemm_problem& p, const device_info& device, int6
   const fragment_shape& s = p.w.shape;
   if (S == segments::one && (s.groups > 1 || s.span > cut)) return "K has more than one segment to scale and add";
   if (S != segments::any && s.span % step_columns) return "groups are not whole steps of 128 columns";
-  // Twice the rows of x halve the reads of W, where that leaves no SM idle.
-  if (NT == 4 && ceil_div(s.n, T::w_rows) * ceil_div(p.m, T::x_rows) < device.sms)
-    return "tiles of 128 rows of x leave the device idle";
+  // More rows of x are fewer reads of W, where that leaves no SM idle.
+  if (NT > 2 && ceil_div(s.n, T::w_rows) * ceil_div(p.m, T::x_rows) < device.sms)
+    return "tiles of so many rows of x leave the device idle";
   return nullptr;
 }
 

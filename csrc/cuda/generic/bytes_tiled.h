@@ -93,7 +93,8 @@ LOWBIT_DEVICE void block_of(int index, int w_blocks, int x_blocks, int& w_block,
   x_block = band + inside % height;
 }
 
-// What a kernel knows of the segments: registers hold 64 x 32 sums of a warp and their chain only where it is simple.
+// What a kernel knows of the segments. Registers hold 64 x 32 sums of a warp without a chain, 64 x 24 with one, and
+// 64 x 16 where segments end anywhere.
 enum class segments { one, whole_steps, any };
 
 template <class F, int NT, segments S>
@@ -181,9 +182,7 @@ void bytes_tiled_kernel(const byte_arguments a) {
       for (int i = 0; i < MT; ++i) LOWBIT_UNROLL
       for (int load = 0; load < step_loads<F::bits>; ++load)
         w[i].set(load, shared_load<u32x4>(w_stage + (load * 4 + i) * 512));
-      [[maybe_unused]] constexpr int at_once =
-          F::bits == 8 && F::zeros && S == segments::whole_steps && NT == 4 ? 1 : 2;  // or it spills
-      LOWBIT_UNROLL_N(at_once)
+      LOWBIT_UNROLL
       for (int k64 = 0; k64 < 2; ++k64) {
         u32x4 x64[NT];
         LOWBIT_UNROLL

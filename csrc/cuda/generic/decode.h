@@ -116,7 +116,7 @@ struct e2m1_codes {
     LOWBIT_UNROLL
     for (int r = 0; r < 4; ++r) {
       const uint32_t sign = word << (12 - 4 * r);
-      const uint32_t moved = place >= 4 * r ? word << (place - 4 * r & 31) : word >> (4 * r - place & 31);
+      const uint32_t moved = place >= 4 * r ? word << ((place - 4 * r) & 31) : word >> ((4 * r - place) & 31);
       a[r] = logic3<lut_and_or>(sign, 0x80008000u, logic3<lut_and>(moved, 0x00070007u << place, 0));
     }
   }
@@ -161,12 +161,15 @@ LOWBIT_DEVICE uint32_t both_halves(uint32_t pair, int half) {
   return permute_bytes(pair, 0, half ? 0x3232 : 0x1010);
 }
 
-// a = weights of the i-th 16 columns of w.
+// a = weights for the i-th product with w: registers 0 and 1 by the scales of their columns, 2 and 3 by those of theirs.
+// They differ in 8-bit tiles alone, where a product takes two columns of every four out of 32.
 template <class T, class Codes>
-LOWBIT_DEVICE void decode(uint32_t (&a)[4], const u32x4& w, int i, const row_scales& s, const decode_constants& c) {
+LOWBIT_DEVICE void decode(uint32_t (&a)[4], const u32x4& w, int i, const row_scales& first, const row_scales& second,
+                          const decode_constants& c) {
   Codes::template raw<T>(a, w, i, c);
   LOWBIT_UNROLL
   for (int r = 0; r < 4; ++r) {
+    const row_scales& s = r < 2 ? first : second;
     if constexpr (Codes::offset) a[r] = add2<T>(a[r], s.offset[r % 2]);
     a[r] = mul2<T>(a[r], s.scale[r % 2]);
   }

@@ -94,7 +94,7 @@ extern const kernel_row integer_rows[] = {
     skinny<2>("integer_s8_sm80_16x32"),
     skinny<4>("integer_s8_sm80_32x32"),
     tiled<4, segments::one>("integer_s8_sm80_128x128"),
-    tiled<4, segments::whole_steps>("integer_s8_sm80_grouped_128x128"),
+    tiled<3, segments::whole_steps>("integer_s8_sm80_96x128"),
     tiled<2, segments::any>("integer_s8_sm80_64x128"),
 };
 extern const int num_integer_rows = sizeof integer_rows / sizeof integer_rows[0];

@@ -27,7 +27,8 @@ void weight_only_reduce(const arguments a) {
     LOWBIT_UNROLL
     for (int i = 0; i < 4; ++i) total[i] += as_float(words[i]);
   }
-  store_outputs(a, static_cast<int>(m), n, {as_u32(total[0]), as_u32(total[1]), as_u32(total[2]), as_u32(total[3])});
+  store_outputs(a, output_terms(a, n), static_cast<int>(m), n,
+                {as_u32(total[0]), as_u32(total[1]), as_u32(total[2]), as_u32(total[3])});
 }
 
 // ---- tiles ------------------------------------------------------------------------------------------------------

@@ -29,19 +29,14 @@ struct weight_only_config {
 
 // ---- scales --------------------------------------------------------------------------------------------------
 
-LOWBIT_DEVICE float shared_number(uint32_t address, int i, int dtype) {
-  switch (dtype) {
-    case LOWBIT_F32:
-      return shared_load<float>(address + i * 4);
-    case LOWBIT_F16:
-      return to_float<f16_t>(shared_load<uint16_t>(address + i * 2));
-    case LOWBIT_BF16:
-      return to_float<bf16_t>(shared_load<uint16_t>(address + i * 2));
-    case LOWBIT_E8M0:
-      return e8m0_number(shared_load<uint8_t>(address + i));
-    default:
-      return e4m3_number(shared_load<uint8_t>(address + i));
-  }
+template <int Dtype>
+LOWBIT_DEVICE float shared_number(uint32_t address) {
+  if constexpr (Dtype == LOWBIT_F32)
+    return shared_load<float>(address);
+  else if constexpr (Dtype == LOWBIT_F16 || Dtype == LOWBIT_BF16)
+    return number_of(shared_load<uint16_t>(address), Dtype);
+  else
+    return number_of(shared_load<uint8_t>(address), Dtype);
 }
 
 // The scales and offsets of a step's groups. Lane t of a row holds groups t and t + 4 of the step, rows g and g + 8 in
@@ -56,27 +51,30 @@ struct step_scales {
   LOWBIT_DEVICE void load(const stage_plan& plan, uint32_t stage, const step_groups& groups, int first_row) {
     begins = groups.begins;
     next = 0;
-    const int lane = lane_index(), g = lane / 4, t = lane % 4;
+    const int g = lane_index() / 4, t = lane_index() % 4;
     LOWBIT_UNROLL
     for (int s = 0; s < 2; ++s) {
       if (s == 1 && groups.count <= 4) break;
       const int slot = t + 4 * s < groups.count ? t + 4 * s : groups.count - 1;
-      LOWBIT_UNROLL
-      for (int i = 0; i < C::tiles_n; ++i) {
-        const int row = first_row + 16 * i + g;
-        const int at = (row / 64 * plan.slots + slot) * 64 + row % 64;
-        const uint32_t scales = stage + plan.scales_at;
-        scale[i][s] = pack2<T>(shared_number(scales, at, plan.scale_dtype) * plan.scale_factor,
-                               shared_number(scales, at + 8, plan.scale_dtype) * plan.scale_factor);
-        if constexpr (C::codes::offset) {
-          float zero[2] = {0, 0};
-          if (plan.zero_points) {
-            zero[0] = static_cast<float>(shared_load<int8_t>(stage + plan.zeros_at + at));
-            zero[1] = static_cast<float>(shared_load<int8_t>(stage + plan.zeros_at + at + 8));
-          }
-          offset[i][s] = pack2<T>(-plan.bias - zero[0], -plan.bias - zero[1]);
-        }
+      const int row = first_row % 64 + g, group = first_row / 64 * plan.slots + slot;
+      const uint32_t at = stage + plan.scales_at + group * plan.scale_pitch + (row << plan.scale_shift);
+      switch (plan.scale_dtype) {
+        case LOWBIT_F32:
+          load_scales<LOWBIT_F32>(plan, at, s);
+          break;
+        case LOWBIT_F16:
+          load_scales<LOWBIT_F16>(plan, at, s);
+          break;
+        case LOWBIT_BF16:
+          load_scales<LOWBIT_BF16>(plan, at, s);
+          break;
+        case LOWBIT_E8M0:
+          load_scales<LOWBIT_E8M0>(plan, at, s);
+          break;
+        default:
+          load_scales<LOWBIT_E4M3>(plan, at, s);
       }
+      if constexpr (C::codes::offset) load_zeros(plan, stage + plan.zeros_at + group * slot_pitch(1) + row, s);
     }
   }
 
@@ -95,6 +93,27 @@ struct step_scales {
         LOWBIT_UNROLL
         for (int half = 0; half < 2; ++half) current[r].offset[half] = both_halves<T>(o, half);
       }
+    }
+  }
+
+ private:
+  template <int Dtype>
+  LOWBIT_DEVICE void load_scales(const stage_plan& plan, uint32_t at, int s) {
+    constexpr int row = dtype_bytes(Dtype);
+    LOWBIT_UNROLL
+    for (int i = 0; i < C::tiles_n; ++i)
+      scale[i][s] = pack2<T>(shared_number<Dtype>(at + 16 * i * row) * plan.scale_factor,
+                             shared_number<Dtype>(at + (16 * i + 8) * row) * plan.scale_factor);
+  }
+  LOWBIT_DEVICE void load_zeros(const stage_plan& plan, uint32_t at, int s) {
+    LOWBIT_UNROLL
+    for (int i = 0; i < C::tiles_n; ++i) {
+      float zero[2] = {0, 0};
+      if (plan.zero_points) {
+        zero[0] = static_cast<float>(shared_load<int8_t>(at + 16 * i));
+        zero[1] = static_cast<float>(shared_load<int8_t>(at + 16 * i + 8));
+      }
+      offset[i][s] = pack2<T>(-plan.bias - zero[0], -plan.bias - zero[1]);
     }
   }
 };
@@ -153,7 +172,8 @@ LOWBIT_DEVICE void multiply_step(float (&sums)[C::tiles_n][C::tiles_m][4], row_s
   const int first_tile = warp_n * C::tiles_n;
   const uint32_t codes = stage + a.plan.codes_at + first_tile / 4 * a.plan.strip_step + first_tile % 4 * 512 +
                          static_cast<uint32_t>(lane_index()) * 16;
-  constexpr int block = tile_k > 64 ? tile_k : 64;  // columns that are unrolled
+  // Columns that are unrolled: a tile of codes or two, as registers allow.
+  constexpr int block = C::codes::bits == 8 && C::tiles_m < 8 ? 2 * tile_k : tile_k;
   LOWBIT_UNROLL_N(1)
   for (int first = 0; first < step_columns; first += block) {
     u32x4 words[C::tiles_n];
@@ -166,20 +186,32 @@ LOWBIT_DEVICE void multiply_step(float (&sums)[C::tiles_n][C::tiles_m][4], row_s
       }
       uint32_t b[C::tiles_m][4];
       load_x<C>(b, stage, warp_m * 8 * C::tiles_m, first / 32 + k32);
+      row_scales later[C::tiles_n];
+      if constexpr (C::codes::bits == 8) {
+        if (a.plan.grouped) scales.advance(current, first / 16 + 2 * k32);
+        LOWBIT_UNROLL
+        for (int r = 0; r < C::tiles_n; ++r) later[r] = current[r];
+        if (a.plan.grouped) scales.advance(later, first / 16 + 2 * k32 + 1);
+      }
       LOWBIT_UNROLL
       for (int h = 0; h < 2; ++h) {
         const int k16 = 2 * k32 + h;
-        if (a.plan.grouped) scales.advance(current, first / 16 + k16);
+        if (C::codes::bits < 8 && a.plan.grouped) scales.advance(current, first / 16 + k16);
         LOWBIT_UNROLL
         for (int r = 0; r < C::tiles_n; ++r) {
           uint32_t fragment[4];
-          decode<T_of<C>, typename C::codes>(fragment, words[r], k16 % (tile_k / 16), current[r], a.decode);
+          decode<T_of<C>, typename C::codes>(fragment, words[r], k16 % (tile_k / 16), current[r],
+                                             C::codes::bits == 8 ? later[r] : current[r], a.decode);
           LOWBIT_UNROLL
           for (int j = 0; j < C::tiles_m; ++j) {
             const uint32_t columns[2] = {b[j][2 * h], b[j][2 * h + 1]};
             mma_m16n8k16<T_of<C>>(sums[r][j], fragment, columns);
           }
         }
+      }
+      if constexpr (C::codes::bits == 8) {
+        LOWBIT_UNROLL
+        for (int r = 0; r < C::tiles_n; ++r) current[r] = later[r];
       }
     }
   }
@@ -217,8 +249,10 @@ void weight_only_kernel(const arguments a) {
   if (!a.plan.grouped)
     constant_scales<C>(a, current, at.w_block * C::rows + warp_n * 16 * C::tiles_n);
 
+  group_cursor cursor(a.plan, first_step), ahead_cursor = cursor;
   for (int i = 0; i < a.stages - 1; ++i) {
-    if (first_step + i < last_step) load_stage<C>(a, shared + i * a.plan.bytes, at, first_step + i);
+    if (first_step + i < last_step) load_stage<C>(a, shared + i * a.plan.bytes, at, first_step + i, ahead_cursor);
+    ahead_cursor.advance(a.plan);
     async_commit();
   }
   int slot = 0, slice_end = slice_begin(a, slice + 1);
@@ -226,10 +260,12 @@ void weight_only_kernel(const arguments a) {
     wait_for_stage(a.stages);
     sync_threads();  // the stage is there for all, and the one before it has been read by all
     const int ahead = step + a.stages - 1, free_slot = slot == 0 ? a.stages - 1 : slot - 1;
-    if (ahead < last_step) load_stage<C>(a, shared + free_slot * a.plan.bytes, at, ahead);
+    if (ahead < last_step) load_stage<C>(a, shared + free_slot * a.plan.bytes, at, ahead, ahead_cursor);
+    ahead_cursor.advance(a.plan);
     async_commit();
 
-    multiply_step<C>(sums, current, a, shared + slot * a.plan.bytes, groups_of_step(a.plan, step), warp_n, warp_m);
+    multiply_step<C>(sums, current, a, shared + slot * a.plan.bytes, cursor.step(a.plan), warp_n, warp_m);
+    cursor.advance(a.plan);
     slot = slot + 1 == a.stages ? 0 : slot + 1;
     if (step + 1 == slice_end) {
       add_slice<C>(total, sums);

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cuda/sm80/weight_only_model.h"
-#include "cuda/sm80/weight_only_stage.h"
+#include "cuda/sm80/weight_only_outputs.h"
 
 namespace lowbit::cuda::sm80 {
 
@@ -18,28 +18,23 @@ inline code_kind kind_of(const format_row& f) {
   return code_kind::e2m1;
 }
 
-// The power of two that raw values owe (generic/decode.h), and how much of it the scale pays: all in fp16 where a scale
-// is small beside the value it stands for; 7 for e2m1, so that e4m3 scales (nvfp4) fit, too; half in bf16, whose range
-// then is 2^-60 .. 2^64 for scale and weight alike. The sums get the rest.
+// The power of two that raw values owe (generic/decode.h), and how much of it the scale pays; the sums get the rest.
+//
+//   bf16   half: scales and weights may be 2^-60 .. 2^64
+//   fp16   all and 2^4 more, so that scales and weights down to 2^-18 are no denormals; weights up to 4094 then fit.
+//          e2m1 pays 7, so that e4m3 scales (nvfp4) fit. Where K is one group nothing is rounded: just the debt
 struct power_debt {
   int all, in_scale;
 };
 
 template <class T>
-power_debt debt_of(const format_row& f) {
-  int own = 0;  // of the code's bits, as fp16 has them
-  switch (kind_of(f)) {
-    case code_kind::minifloat:
-      for (float scale = f.fp16_scale; scale > 1; scale /= 2) ++own;
-      break;
-    case code_kind::e2m1:
-      own = 14;
-      break;
-    default:
-      return {0, 0};
-  }
-  if (!is_bf16<T>) return {own, kind_of(f) == code_kind::e2m1 ? 7 : own};
-  own += 112;  // the two types' exponent biases are so far apart
+power_debt debt_of(const format_row& f, bool grouped) {
+  const code_kind kind = kind_of(f);
+  int own = kind == code_kind::e2m1 ? 14 : 0;  // of the code's bits, as fp16 has them
+  if (kind == code_kind::minifloat)
+    for (float scale = f.fp16_scale; scale > 1; scale /= 2) ++own;
+  if (!is_bf16<T>) return {own, kind == code_kind::e2m1 ? 7 : own + (grouped ? 4 : 0)};
+  if (kind == code_kind::e2m1 || kind == code_kind::minifloat) own += 112;  // between the two types' exponent biases
   return {own, own / 2};
 }
 
@@ -69,18 +64,24 @@ stage_plan plan_of(const packed_weight& w) {
   p.grouped = scales_belong_to_steps(s);
   p.zero_points = w.zero_points_offset != 0;
   p.scale_dtype = w.scale_dtype;
-  p.scale_bytes = dtype_bytes(w.scale_dtype);
-  p.scale_factor = ldexp2(1, debt_of<typename C::T>(*w.format).in_scale);
+  p.scale_shift = dtype_bytes(w.scale_dtype) / 2;  // of 1, 2 and 4
+  p.scale_pitch = slot_pitch(1 << p.scale_shift);
+  p.scale_factor = ldexp2(1, debt_of<typename C::T>(*w.format, p.grouped).in_scale);
   p.bias = C::codes::template bias<typename C::T>;
   if (C::codes::bits < 8) p.bias += static_cast<float>(w.format->integer_offset);
   p.span = static_cast<int>(s.span);
   p.groups = static_cast<int>(s.groups);
   p.slots = p.span % step_columns == 0 ? 1 : 128 % p.span == 0 ? 128 / p.span : 1 + (112 + p.span - 1) / p.span;
+  p.step_groups = step_columns / p.span;
+  p.step_rest = step_columns % p.span;
+  if (p.span % step_columns == 0) p.begins = 1;
+  if (step_columns % p.span == 0)
+    for (int column = 0; column < step_columns; column += p.span) p.begins |= 1u << column / 16;
   p.strip_step = 1024 * C::codes::bits;
   p.codes_at = C::columns * x_pitch;
   p.scales_at = p.codes_at + strips * p.strip_step;
-  p.zeros_at = p.scales_at + (p.grouped ? strips * p.slots * 64 * p.scale_bytes : 0);
-  p.bytes = p.zeros_at + (p.grouped && C::codes::offset && p.zero_points ? strips * p.slots * 64 : 0);
+  p.zeros_at = p.scales_at + (p.grouped ? strips * p.slots * p.scale_pitch : 0);
+  p.bytes = p.zeros_at + (p.grouped && C::codes::offset && p.zero_points ? strips * p.slots * slot_pitch(1) : 0);
   return p;
 }
 
@@ -114,7 +115,8 @@ arguments make_arguments(const gemm_problem& p) {
   a.whole_stores = reinterpret_cast<uintptr_t>(p.y) % static_cast<uintptr_t>(y_bytes) == 0 && p.y_stride % 4 == 0;
   a.bias = p.bias;
   a.bias_dtype = p.bias_dtype;
-  const power_debt debt = debt_of<typename C::T>(*p.w.format);
+  a.whole_bias = reinterpret_cast<uintptr_t>(p.bias) % static_cast<uintptr_t>(dtype_bytes(p.bias_dtype) * 4) == 0;
+  const power_debt debt = debt_of<typename C::T>(*p.w.format, a.plan.grouped);
   a.unscale = ldexp2(1, debt.all - debt.in_scale);
   a.global_scale = p.w.global_scale();
   return a;
@@ -141,12 +143,12 @@ launch_sizes sizes_of(const arguments& a, const device_info& device) {
   return {static_cast<int>(stages), bytes > sums_bytes<C> ? bytes : sums_bytes<C>};
 }
 
-// Whatever the codes: at most 8 bits each, and 8 slots of 4-byte scales and zero points.
+// Of any codes in a tile: two stages, or the sums.
 template <class C>
 int64_t smallest_shared_bytes(const gemm_problem& p) {
-  const fragment_shape& s = p.w.shape;
-  const int64_t scales = scales_belong_to_steps(s) ? plan_of<C>(p.w).slots * C::rows * (p.w.scale_dtype == LOWBIT_F32 ? 5 : 3) : 0;
-  const int64_t stages = 2 * (C::columns * x_pitch + C::rows * 16 * s.bits + scales);
+  const stage_plan plan = plan_of<C>(p.w);
+  const int64_t spare = C::rows * 16 * (C::codes::bits - p.w.shape.bits);  // C's codes are not the format's own
+  const int64_t stages = 2 * (plan.bytes - spare);
   return stages > sums_bytes<C> ? stages : sums_bytes<C>;
 }
 

@@ -12,34 +12,71 @@ LOWBIT_DEVICE float e4m3_number(uint32_t bits) {
   return as_float((bits & 0x80u) << 24 | (bits & 0x7fu) << 20) * 0x1p120f;
 }
 
-LOWBIT_DEVICE float global_number(const void* data, int64_t i, int dtype) {
+LOWBIT_DEVICE float number_of(uint32_t bits, int dtype) {
   switch (dtype) {
     case LOWBIT_F32:
-      return global_load<float>(static_cast<const float*>(data) + i);
+      return as_float(bits);
     case LOWBIT_F16:
-      return to_float<f16_t>(global_load<uint16_t>(static_cast<const uint16_t*>(data) + i));
+      return to_float<f16_t>(static_cast<uint16_t>(bits));
     case LOWBIT_BF16:
-      return to_float<bf16_t>(global_load<uint16_t>(static_cast<const uint16_t*>(data) + i));
+      return to_float<bf16_t>(static_cast<uint16_t>(bits));
     case LOWBIT_E8M0:
-      return e8m0_number(global_load<uint8_t>(static_cast<const uint8_t*>(data) + i));
+      return e8m0_number(bits & 0xff);
     default:
-      return e4m3_number(global_load<uint8_t>(static_cast<const uint8_t*>(data) + i));
+      return e4m3_number(bits & 0xff);
   }
 }
 
-// Four sums of row m of y, outputs n ...: n is a multiple of 4.
-LOWBIT_DEVICE void store_outputs(const arguments& a, int m, int n, const u32x4& four) {
+// numbers[n .. n + 4), those from `end` on 0. `whole`: the array lies so that four of them are one load.
+LOWBIT_DEVICE void load_four(float (&out)[4], const void* numbers, int n, int end, int dtype, bool whole) {
+  const int bytes = dtype == LOWBIT_F32 ? 4 : dtype == LOWBIT_F16 || dtype == LOWBIT_BF16 ? 2 : 1;
+  const uint8_t* from = static_cast<const uint8_t*>(numbers) + static_cast<int64_t>(n) * bytes;
+  uint32_t bits[4] = {0, 0, 0, 0};
+  if (whole && n + 4 <= end) {
+    if (bytes == 4) {
+      const u32x4 v = global_load<u32x4>(from);
+      bits[0] = v.x, bits[1] = v.y, bits[2] = v.z, bits[3] = v.w;
+    } else if (bytes == 2) {
+      const u32x2 v = global_load<u32x2>(from);
+      bits[0] = v.x, bits[1] = v.x >> 16, bits[2] = v.y, bits[3] = v.y >> 16;
+    } else {
+      const uint32_t v = global_load<uint32_t>(from);
+      bits[0] = v, bits[1] = v >> 8, bits[2] = v >> 16, bits[3] = v >> 24;
+    }
+  } else {
+    LOWBIT_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      if (n + i >= end) continue;
+      if (bytes == 4)
+        bits[i] = global_load<uint32_t>(from + 4 * i);
+      else if (bytes == 2)
+        bits[i] = global_load<uint16_t>(from + 2 * i);
+      else
+        bits[i] = global_load<uint8_t>(from + i);
+    }
+  }
+  LOWBIT_UNROLL
+  for (int i = 0; i < 4; ++i) out[i] = number_of(bits[i], dtype);
+}
+
+// What outputs n .. n + 4 of every row have in common: n is a multiple of 4.
+struct output_terms {
+  float row_scale[4], bias[4], global;
+
+  LOWBIT_DEVICE output_terms(const arguments& a, int n) : row_scale{1, 1, 1, 1}, bias{0, 0, 0, 0}, global(1) {
+    if (!a.plan.grouped) load_four(row_scale, a.scales, n, a.n, a.plan.scale_dtype, true);
+    if (a.bias) load_four(bias, a.bias, n, a.n, a.bias_dtype, a.whole_bias);
+    if (a.global_scale) global = global_load<float>(a.global_scale);
+  }
+};
+
+// Four sums of row m of y.
+LOWBIT_DEVICE void store_outputs(const arguments& a, const output_terms& terms, int m, int n, const u32x4& four) {
   const float sums[4] = {as_float(four.x), as_float(four.y), as_float(four.z), as_float(four.w)};
-  const float global = a.global_scale ? global_load<float>(a.global_scale) : 1.0f;
   float out[4];
   LOWBIT_UNROLL
-  for (int i = 0; i < 4; ++i) {
-    out[i] = 0;
-    if (n + i >= a.n) continue;
-    float sum = sums[i] * a.unscale;
-    if (!a.plan.grouped) sum *= global_number(a.scales, n + i, a.plan.scale_dtype);
-    out[i] = multiply_add(sum, global, a.bias ? global_number(a.bias, n + i, a.bias_dtype) : 0.0f);
-  }
+  for (int i = 0; i < 4; ++i)
+    out[i] = multiply_add(sums[i] * a.unscale * terms.row_scale[i], terms.global, terms.bias[i]);
   const bool whole = a.whole_stores && n + 4 <= a.n;
   const int64_t offset = m * a.y_stride + n;
   if (a.y_dtype == LOWBIT_F32) {
@@ -87,28 +124,41 @@ LOWBIT_DEVICE void stage_sums(uint32_t shared, const float (&sums)[C::tiles_n][C
       }
 }
 
-// f(m, n, four sums) for the tile's rows of x and fours of outputs, in the order in which they lie in memory.
-template <class C, class F>
-LOWBIT_DEVICE void for_each_four(const arguments& a, uint32_t shared, const tile_place& at, const F& f) {
-  constexpr int fours = C::rows / 4;
-  for (int item = thread_index(); item < C::columns * fours; item += C::threads) {
-    const int column = item / fours, four = item % fours;
-    const int m = at.x_block * C::columns + column, n = at.w_block * C::rows + four * 4;
-    if (m < a.m && n < a.rows_packed) f(m, n, shared_load<u32x4>(shared + column * sums_pitch<C> + four * 16));
+// A thread's four outputs n .. n + 4 of the tile, the same in every row of x that it takes.
+template <class C>
+struct own_outputs {
+  static constexpr int fours = C::rows / 4, step = C::threads / fours;
+  static_assert(C::threads % fours == 0 && C::columns % step == 0);
+  int n, first;
+
+  LOWBIT_DEVICE explicit own_outputs(const tile_place& at)
+      : n(at.w_block * C::rows + thread_index() % fours * 4), first(thread_index() / fours) {}
+
+  // f(m, four sums)
+  template <class F>
+  LOWBIT_DEVICE void for_each_row(const arguments& a, uint32_t shared, const tile_place& at, const F& f) const {
+    for (int column = first; column < C::columns; column += step) {
+      const int m = at.x_block * C::columns + column;
+      if (m < a.m) f(m, shared_load<u32x4>(shared + column * sums_pitch<C> + thread_index() % fours * 16));
+    }
   }
-}
+};
 
 template <class C>
 LOWBIT_DEVICE void store_tile(const arguments& a, uint32_t shared, const tile_place& at) {
-  for_each_four<C>(a, shared, at, [&](int m, int n, const u32x4& four) {
-    if (n < a.n) store_outputs(a, m, n, four);
-  });
+  const own_outputs<C> own(at);
+  if (own.n >= a.n) return;
+  const output_terms terms(a, own.n);
+  own.for_each_row(a, shared, at, [&](int m, const u32x4& four) { store_outputs(a, terms, m, own.n, four); });
 }
 
 template <class C>
 LOWBIT_DEVICE void store_partials(const arguments& a, uint32_t shared, const tile_place& at, int slice) {
-  for_each_four<C>(a, shared, at, [&](int m, int n, const u32x4& four) {
-    global_store<u32x4>(a.partials + (static_cast<int64_t>(slice) * a.m + m) * a.rows_packed + n, four);
+  const own_outputs<C> own(at);
+  if (own.n >= a.rows_packed) return;
+  float* partials = a.partials + static_cast<int64_t>(slice) * a.m * a.rows_packed + own.n;
+  own.for_each_row(a, shared, at, [&](int m, const u32x4& four) {
+    global_store<u32x4>(partials + static_cast<int64_t>(m) * a.rows_packed, four);
   });
 }
 

@@ -22,15 +22,22 @@ LOWBIT_DEVICE uint32_t swizzled(int piece, int row) {
   return static_cast<uint32_t>(piece ^ ((row & 3) * 2 | (row >> 2 & 1)));
 }
 
+// Bytes from a group's 64 numbers to the next group's: four groups by eight rows lie in different banks.
+constexpr int slot_pitch(int number_bytes) {
+  return 64 * number_bytes + (number_bytes == 4 ? 32 : 16);
+}
+
 // A stage, and what decoding one needs: the same for every CTA.
 struct stage_plan {
   int codes_at, scales_at, zeros_at, bytes;  // in the stage; x comes first
   int strip_step;                            // bytes of a strip's codes
   int slots;                                 // groups that a step may touch, at most
   int span, groups;
+  int step_groups, step_rest;  // 128 columns are so many spans and columns
+  uint32_t begins;             // where groups begin in every step, if that is in the same places; else 0
   bool grouped;  // more than one group along K: scales belong to steps
   bool zero_points;
-  int scale_dtype, scale_bytes;
+  int scale_dtype, scale_shift, scale_pitch;  // a scale has 1 << scale_shift bytes
   float scale_factor;  // a power of two, into the scale
   float bias;          // of raw values, and the format's offset
 };
@@ -81,6 +88,7 @@ struct arguments {
   bool whole_stores;  // four outputs at a time fit y's address and stride
   const void* bias;   // or null
   int bias_dtype;
+  bool whole_bias;            // likewise
   float unscale;              // a power of two that the decoded weights are too small by
   const float* global_scale;  // or null
 };
@@ -94,28 +102,39 @@ struct step_groups {
   uint32_t begins;  // bit i: a group of the step begins, or goes on, at its i-th 16 columns
 };
 
-LOWBIT_DEVICE step_groups groups_of_step(const stage_plan& p, int step) {
-  step_groups s{0, 0, 0};
-  if (!p.grouped) return s;
-  const int column = step * step_columns;
-  s.first = column / p.span;
-  int next = (s.first + 1) * p.span - column;  // where the next group begins
-  const int left = p.groups - s.first;
-  s.count = 1;
-  s.begins = 1;
-  for (; next < step_columns && s.count < left; next += p.span) {
-    ++s.count;
-    s.begins |= 1u << next / 16;
+// Where a step's first column is: no division from step to step.
+struct group_cursor {
+  int group, inside;
+
+  LOWBIT_DEVICE group_cursor(const stage_plan& p, int step) : group(0), inside(0) {
+    if (!p.grouped) return;
+    const int column = step * step_columns;
+    group = column / p.span;
+    inside = column - group * p.span;
   }
-  return s;
-}
+  LOWBIT_DEVICE void advance(const stage_plan& p) {
+    group += p.step_groups;
+    inside += p.step_rest;
+    if (inside < p.span) return;
+    inside -= p.span;
+    ++group;
+  }
+  LOWBIT_DEVICE step_groups step(const stage_plan& p) const {
+    const int left = p.groups - group;
+    step_groups s{group, p.slots, p.begins};
+    if (s.begins && p.slots <= left) return s;
+    s.begins = 1;
+    s.count = 1;
+    for (int next = p.span - inside; next < step_columns && s.count < left; next += p.span) {
+      ++s.count;
+      s.begins |= 1u << next / 16;
+    }
+    return s;
+  }
+};
 
 // ---- global to shared ----------------------------------------------------------------------------------------
 
-template <int stages_ahead>
-LOWBIT_DEVICE void wait_for() {
-  async_wait<stages_ahead>();
-}
 // Until the oldest of the `stages` - 1 groups in flight has landed.
 LOWBIT_DEVICE void wait_for_stage(int stages) {
   if (stages == 2)
@@ -166,8 +185,24 @@ LOWBIT_DEVICE void gather_x_stage(const arguments& a, uint32_t stage, int first_
   }
 }
 
+// A step's scales or zero points, 1 << shift bytes each.
 template <class C>
-LOWBIT_DEVICE void load_stage(const arguments& a, uint32_t stage, const tile_place& at, int step) {
+LOWBIT_DEVICE void load_numbers(const arguments& a, uint32_t to, const uint8_t* from, int shift, int first_strip,
+                                const step_groups& groups) {
+  constexpr int strips = C::rows / 64, threads = C::threads / strips;  // for each strip
+  const int own = thread_index() / threads, wanted = first_strip + own, strip = wanted < a.strips ? wanted : a.strips - 1;
+  const int pitch = slot_pitch(1 << shift), pieces = groups.count << (2 + shift);
+  from += (static_cast<int64_t>(strip) * a.plan.groups + groups.first) << (6 + shift);
+  to += own * a.plan.slots * pitch;
+  for (int piece = thread_index() % threads; piece < pieces; piece += threads) {
+    const int slot = piece >> (2 + shift);
+    async_copy<16>(to + slot * pitch + (piece - (slot << (2 + shift))) * 16, from + piece * 16);
+  }
+}
+
+template <class C>
+LOWBIT_DEVICE void load_stage(const arguments& a, uint32_t stage, const tile_place& at, int step,
+                              const group_cursor& cursor) {
   if (a.gather)
     gather_x_stage<C>(a, stage, at.x_block * C::columns, step);
   else
@@ -187,19 +222,10 @@ LOWBIT_DEVICE void load_stage(const arguments& a, uint32_t stage, const tile_pla
   }
   if (!a.plan.grouped) return;
 
-  const step_groups groups = groups_of_step(a.plan, step);
-  const auto load_numbers = [&](uint32_t to, const uint8_t* from, int bytes) {
-    const int slot_pieces = 4 * bytes, pieces = groups.count * slot_pieces;
-    for (int item = thread_index(); item < strips * pieces; item += C::threads) {
-      const int s = item / pieces, piece = item - s * pieces;
-      const int wanted = first_strip + s, strip = wanted < a.strips ? wanted : a.strips - 1;
-      const int64_t group = static_cast<int64_t>(strip) * a.plan.groups + groups.first;
-      async_copy<16>(to + (s * a.plan.slots * slot_pieces + piece) * 16, from + (group * slot_pieces + piece) * 16);
-    }
-  };
-  load_numbers(stage + a.plan.scales_at, a.scales, a.plan.scale_bytes);
+  const step_groups groups = cursor.step(a.plan);
+  load_numbers<C>(a, stage + a.plan.scales_at, a.scales, a.plan.scale_shift, first_strip, groups);
   if (C::codes::offset && a.plan.zero_points)
-    load_numbers(stage + a.plan.zeros_at, reinterpret_cast<const uint8_t*>(a.zero_points), 1);
+    load_numbers<C>(a, stage + a.plan.zeros_at, reinterpret_cast<const uint8_t*>(a.zero_points), 0, first_strip, groups);
 }
 
 }  // namespace lowbit::cuda::sm80

@@ -79,7 +79,6 @@ extern const kernel_row fp8_rows[] = {
     skinny<1>("fp8_e4m3_sm89_8x32"),
     skinny<2>("fp8_e4m3_sm89_16x32"),
     skinny<4>("fp8_e4m3_sm89_32x32"),
-    tiled<4, segments::whole_steps>("fp8_e4m3_sm89_128x128"),
     tiled<2, segments::whole_steps>("fp8_e4m3_sm89_64x128"),
 };
 extern const int num_fp8_rows = sizeof fp8_rows / sizeof fp8_rows[0];

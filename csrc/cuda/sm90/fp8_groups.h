@@ -75,12 +75,14 @@ struct group_arguments {
 // e2m1 times the group's scale as e4m3 times the row's base: one table of 8 magnitudes for each row and group.
 struct load_rebased {
   int32_t base[2];
-  LOWBIT_DEVICE void operator()(uint32_t (&a)[4][4], uint32_t strip, uint32_t scales, const place& at) const {
+  // `count`: how many groups the stage has; columns behind the last are zeros in x.
+  LOWBIT_DEVICE void operator()(uint32_t (&a)[4][4], uint32_t strip, uint32_t scales, int count,
+                                const place& at) const {
     uint32_t shift[4][2];  // of the exponent, in each byte
     LOWBIT_UNROLL
     for (int i = 0; i < 4; ++i) LOWBIT_UNROLL
     for (int h = 0; h < 2; ++h) {
-      const int e = shared_load<uint8_t>(scales + i * 64 + at.row_in_strip(h)) - base[h];
+      const int e = shared_load<uint8_t>(scales + (i < count ? i : count - 1) * 64 + at.row_in_strip(h)) - base[h];
       const int clamped = e < rebase_low ? rebase_low : e > rebase_high ? rebase_high : e;  // a group of zeros
       shift[i][h] = static_cast<uint32_t>(clamped) * 0x08080808u;
     }
@@ -101,8 +103,8 @@ LOWBIT_DEVICE void consume_rebased(const group_arguments& a, uint32_t staging, r
   LOWBIT_UNROLL
   for (int h = 0; h < 2; ++h) load.base[h] = global_load<int32_t>(bases + at.row_in_strip(h));
   float sums[T::columns / 2];
-  multiply_all<T>(sums, r, a.common.in.steps, [&](uint32_t (&fragments)[4][4], uint32_t strip, int) {
-    load(fragments, strip, ring<T>::scales(strip), at);
+  multiply_all<T>(sums, r, a.common.in.steps, [&](uint32_t (&fragments)[4][4], uint32_t strip, int step) {
+    load(fragments, strip, ring<T>::scales(strip), stage_groups<T>(a.common.in.axis, step).count, at);
   });
   float base[2];  // 2^(e - 127), in two factors: e may lie outside fp32's exponents
   LOWBIT_UNROLL
@@ -119,18 +121,18 @@ LOWBIT_DEVICE void consume_promoted(const group_arguments& a, uint32_t staging, 
   float sums[T::columns / 2];
   LOWBIT_UNROLL
   for (int i = 0; i < T::columns / 2; ++i) sums[i] = 0;
-  multiply_products<T, 32 / group>(
-      sums, r, a.common.in.steps, load_e2m1{},
-      [&](float (&to)[T::columns / 2], const float (&part)[T::columns / 2], uint32_t strip, int index) {
-        float scale[2];
-        LOWBIT_UNROLL
-        for (int h = 0; h < 2; ++h)
-          scale[h] =
-              shared_scale(ring<T>::scales(strip) + index * a.common.in.scale_line, at.row_in_strip(h), a.scale_dtype) *
-              (1 / load_e2m1::factor);
-        LOWBIT_UNROLL
-        for (int i = 0; i < T::columns / 2; ++i) to[i] = multiply_add(part[i], scale[i / 2 % 2], to[i]);
-      });
+  const auto add = [&](float (&to)[T::columns / 2], const float (&part)[T::columns / 2], uint32_t strip, int step,
+                       int index) {
+    const int count = stage_groups<T>(a.common.in.axis, step).count;  // columns behind the last are zeros in x
+    const uint32_t line = ring<T>::scales(strip) + (index < count ? index : count - 1) * a.common.in.scale_line;
+    float scale[2];
+    LOWBIT_UNROLL
+    for (int h = 0; h < 2; ++h)
+      scale[h] = shared_scale(line, at.row_in_strip(h), a.scale_dtype) * (1 / load_e2m1::factor);
+    LOWBIT_UNROLL
+    for (int i = 0; i < T::columns / 2; ++i) to[i] = multiply_add(part[i], scale[i / 2 % 2], to[i]);
+  };
+  multiply_products<T, 32 / group>(sums, r, a.common.in.steps, load_e2m1{}, add);
   store_outputs<T>(a.common.out, at, staging, [&](int j, int h, int c) { return sums[4 * j + 2 * h + c]; });
 }
 

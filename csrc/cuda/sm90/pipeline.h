@@ -280,7 +280,7 @@ LOWBIT_DEVICE void multiply_blocks(float (&sums)[T::columns / 2], ring<T>& r, in
 }
 
 // Blocks of a product, or of half of one (`halves` 2: 16 columns, the weights of the others zero):
-// add(sums, part, strip, index of the block in the stage).
+// add(sums, part, strip, step, index of the block in the stage).
 template <class T, int halves, class Load, class Add>
 LOWBIT_DEVICE void multiply_products(float (&sums)[T::columns / 2], ring<T>& r, int steps, const Load& load,
                                      const Add& add) {
@@ -301,7 +301,7 @@ LOWBIT_DEVICE void multiply_products(float (&sums)[T::columns / 2], ring<T>& r, 
       wgmma_commit();
       wgmma_wait<0>();
       hold(part);
-      add(sums, part, own_strip(r), i);
+      add(sums, part, own_strip(r), step, i);
     }
     release<T>(r);
   }
