@@ -65,7 +65,8 @@ struct arguments {
 };
 
 template <class Instruction>
-LOWBIT_KERNEL(32, 1) void one_kernel(const arguments a) {
+LOWBIT_KERNEL(32, 1)
+void one_kernel(const arguments a) {
   const uint32_t* const in = a.in + (cta_index() * 32 + lane_index()) * in_words;
   uint32_t r[in_words], d[out_words] = {};
   LOWBIT_UNROLL
@@ -79,10 +80,10 @@ LOWBIT_KERNEL(32, 1) void one_kernel(const arguments a) {
 using registers_in = const uint32_t (&)[in_words];
 using registers_out = uint32_t (&)[out_words];
 
-#define LOWBIT_INSTRUCTION(name) \
-  struct name {                  \
-    LOWBIT_DEVICE static void run(registers_in r, registers_out d, const uint32_t* in);  \
-  };                             \
+#define LOWBIT_INSTRUCTION(name)                                                        \
+  struct name {                                                                         \
+    LOWBIT_DEVICE static void run(registers_in r, registers_out d, const uint32_t* in); \
+  };                                                                                    \
   LOWBIT_DEVICE void name::run([[maybe_unused]] registers_in r, registers_out d, [[maybe_unused]] const uint32_t* in)
 
 LOWBIT_INSTRUCTION(permute) { d[0] = permute_bytes(r[0], r[1], r[2]); }
@@ -136,7 +137,8 @@ LOWBIT_DEVICE void fill_shared(registers_in r) {  // 64 bytes a lane
   const uint32_t base = shared_base() + static_cast<uint32_t>(lane_index()) * 64;
   LOWBIT_UNROLL
   for (int i = 0; i < 4; ++i)
-    shared_store<u32x4>(base + static_cast<uint32_t>(i) * 16, u32x4{r[4 * i], r[4 * i + 1], r[4 * i + 2], r[4 * i + 3]});
+    shared_store<u32x4>(base + static_cast<uint32_t>(i) * 16,
+                        u32x4{r[4 * i], r[4 * i + 1], r[4 * i + 2], r[4 * i + 3]});
   sync_warp();
 }
 template <int N, bool transposed>
@@ -220,7 +222,8 @@ struct products {
   }
 };
 
-// ---- wgmma and tensor copies: a warpgroup, B through a tensor map ----------------------------------------------------
+// ---- wgmma and tensor copies: a warpgroup, B through a tensor map
+// ----------------------------------------------------
 
 #if LOWBIT_CONFORMANCE_SM90
 struct group_arguments {
@@ -230,7 +233,8 @@ struct group_arguments {
 };
 
 template <class T, class Sum>
-LOWBIT_KERNEL(128, 1) void group_kernel(const LOWBIT_GRID_CONSTANT group_arguments a) {
+LOWBIT_KERNEL(128, 1)
+void group_kernel(const LOWBIT_GRID_CONSTANT group_arguments a) {
   constexpr int columns = 64;
   const uint32_t base = shared_base(), barrier = base + columns * 128;
   if (thread_index() == 0) {
@@ -354,15 +358,33 @@ void run_group(const char* name, inputs kind) {
 
 }  // namespace lowbit::cuda
 
-int main(int argc, char** argv) {
+int main([[maybe_unused]] int argc, [[maybe_unused]] char** argv) {
   using namespace lowbit::cuda;
-  const int arch = argc > 1 ? std::atoi(argv[1]) : 90;
 #ifdef LOWBIT_EMULATOR
+  const int arch = argc > 1 ? std::atoi(argv[1]) : 90;
   emulator::options options;
   options.arch = arch;
-  options.fp8 = argc > 2 && std::string(argv[2]) == "truncated" ? emulator::fp8_sums::truncated : emulator::fp8_sums::exact;
+  options.fp8 =
+      argc > 2 && std::string(argv[2]) == "truncated" ? emulator::fp8_sums::truncated : emulator::fp8_sums::exact;
   const emulator::with with(options);
+#else
+  constexpr int skipped = 77;
+  int devices = 0, major = 0, minor = 0;
+  if (const cudaError_t error = cudaGetDeviceCount(&devices)) {
+    std::printf("no GPU: %s\n", cudaGetErrorString(error));
+    return skipped;
+  }
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0), "attribute");
+  check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, 0), "attribute");
+  const int arch = major * 10 + minor;
+#if LOWBIT_CONFORMANCE_SM90
+  if (arch != 90) {
+    std::printf("the GPU is sm_%d, not sm_90\n", arch);
+    return skipped;
+  }
 #endif
+#endif
+  std::printf("arch %d\n", arch);
   run<permute>("permute_bytes");
   run<logic>("logic3");
   run<funnel>("funnel_shift_right");
