@@ -286,10 +286,6 @@ lowbit_status lowbit_quantize(const lowbit_quantize_args* a) {
   p.scales = a->scales;
   p.scale_stride = a->scale_stride;
   p.zero_points = a->zero_points;
-#if __has_include("cuda/sm80/quantize.h")
   if (const lowbit_status status = check_quantize(p)) return status;
   return a->device == LOWBIT_CUDA ? api::quantize_cuda(p, a->stream) : quantize(p, a->parallel);
-#else
-  return LOWBIT_UNSUPPORTED;
-#endif
 }

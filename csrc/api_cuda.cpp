@@ -2,13 +2,7 @@
 #include "api.h"
 
 #include "cuda/sm80/convert.h"
-#if __has_include("cuda/sm80/quantize.h")
 #include "cuda/sm80/quantize.h"
-#else
-namespace lowbit::cuda::sm80 {
-static lowbit_status quantize(const quantize_problem&, void*) { return fail(LOWBIT_UNSUPPORTED, "soon"); }
-}
-#endif
 #include "cuda/sm80/weights.h"
 #include "dispatch/cuda.h"
 #include "layout/fragments.h"

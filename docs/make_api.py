@@ -13,6 +13,7 @@ from typing import Any
 import lowbit
 import lowbit.checkpoints
 import lowbit.checkpoints.compressed_tensors
+import lowbit.cupy
 import lowbit.formats
 import lowbit.info
 import lowbit.model
@@ -29,7 +30,8 @@ ITEM = re.compile(r"([\w\[\], .*]+?): (.*)", re.DOTALL)
 PAGE: list[tuple[str, list[Any]]] = [
     ("Quantizing", [lowbit.quantize, lowbit.Scheme, lowbit.QuantizedTensor, lowbit.relative_error]),
     ("Scale rules", list(lowbit.quantizers.rules.RULES.values())),
-    ("Multiplying", [lowbit.linear]),
+    ("Multiplying", [lowbit.linear, lowbit.quantize_activation, lowbit.QuantizedActivation]),
+    ("CuPy", [lowbit.cupy.pack, lowbit.cupy.linear, lowbit.cupy.dequantize, lowbit.cupy.PackedWeight]),
     ("Layers and models", [lowbit.nn.Linear, lowbit.nn.BitLinear, lowbit.quantize_, lowbit.Report, lowbit.model.LayerReport]),
     (
         "Checkpoints",
