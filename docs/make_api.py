@@ -32,7 +32,10 @@ PAGE: list[tuple[str, list[Any]]] = [
     ("Scale rules", list(lowbit.quantizers.rules.RULES.values())),
     ("Multiplying", [lowbit.linear, lowbit.quantize_activation, lowbit.QuantizedActivation]),
     ("CuPy", [lowbit.cupy.pack, lowbit.cupy.linear, lowbit.cupy.dequantize, lowbit.cupy.PackedWeight]),
-    ("Layers and models", [lowbit.nn.Linear, lowbit.nn.BitLinear, lowbit.quantize_, lowbit.Report, lowbit.model.LayerReport]),
+    (
+        "Layers and models",
+        [lowbit.nn.Linear, lowbit.nn.BitLinear, lowbit.quantize_, lowbit.Report, lowbit.model.LayerReport],
+    ),
     (
         "Checkpoints",
         [

@@ -88,7 +88,7 @@ def dequantize(weight: PackedWeight, dtype: str = "float32") -> Array:
 def linear(
     x: Array, weight: PackedWeight, bias: Array | None = None, *, out_dtype: str | None = None, **options: Any
 ) -> Array:
-    """y [m, n] = x [m, k] W^T + bias.
+    """Y [m, n] = x [m, k] W^T + bias.
 
     Args:
         x: float16 or float32 [m, k]; int8 with ``x_scale``.

@@ -74,8 +74,8 @@ def explain(
         m: rows of x.
         n, k: outputs and inputs of the weight.
         x_dtype: of the activations.
-        device: ``"cpu"``, ``"cuda"``, or ``"sm_90"``: as a CUDA device of compute capability 9.0 would, whether there is
-            one or not. None: the layer's or tensor's own, else the CPU.
+        device: ``"cpu"``, ``"cuda"``, or ``"sm_90"``: as a CUDA device of compute capability 9.0 would, be there one
+            or not. None: the layer's or tensor's own, else the CPU.
         choices: attributes of the scheme to change.
 
     Raises:

@@ -49,6 +49,7 @@ class Canonical(NamedTuple):
         float8 = self.map(lambda t: t.view(torch.uint8) if t.is_floating_point() and t.element_size() == 1 else t)
         return float8._replace(codes=_bytes(self.codes))
 
+
 _HEADER_BYTES = 256  # of a packed weight, which describe it
 
 

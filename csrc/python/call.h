@@ -62,7 +62,9 @@ inline constexpr const char* family_names[] = {"weight_only", "integer", "fp8"};
 inline constexpr const char* device_names[] = {"cpu", "cuda"};
 inline constexpr const char* accumulation_names[] = {"promoted", "fast"};
 
-inline lowbit_family family_called(const std::string& name) { return called<lowbit_family>(name, "family", family_names); }
+inline lowbit_family family_called(const std::string& name) {
+  return called<lowbit_family>(name, "family", family_names);
+}
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 

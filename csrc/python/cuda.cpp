@@ -1,5 +1,5 @@
-// Operations on arrays in device memory, of any library with DLPack. The caller gives the stream, the results' arrays and
-// the workspace: nothing is allocated or waited for here.
+// Operations on arrays in device memory, of any library with DLPack. The caller gives the stream, the results' arrays
+// and the workspace: nothing is allocated or waited for here.
 #include <pybind11/stl.h>
 
 #include "array.h"
@@ -158,11 +158,12 @@ void add_cuda(py::module_& m) {
         "Writes packed, uint8 [packed_bytes(..., 'cuda')], all in device memory.");
   m.def("cuda_dequantize_packed", &dequantize_packed, arg("packed"), arg("out"), keywords, arg("description"),
         arg("stream") = 0, "Writes out [n, k], in device memory.");
-  m.def("cuda_gemm", &gemm, arg("x"), arg("packed"), arg("out"), arg("bias") = none, keywords, arg("allocate"),
-        arg("description"), arg("family") = "weight_only", arg("x_scale") = none, arg("x_zero_point") = none,
-        arg("symmetric") = true, arg("x_group") = 0, arg("accum") = "promoted", arg("stream") = 0,
-        "Writes out [m, n] = x [m, k] W^T + bias, in device memory. allocate(bytes) gives a uint8 array there, which is "
-        "free again behind the work that this call puts on the stream.");
+  m.def(
+      "cuda_gemm", &gemm, arg("x"), arg("packed"), arg("out"), arg("bias") = none, keywords, arg("allocate"),
+      arg("description"), arg("family") = "weight_only", arg("x_scale") = none, arg("x_zero_point") = none,
+      arg("symmetric") = true, arg("x_group") = 0, arg("accum") = "promoted", arg("stream") = 0,
+      "Writes out [m, n] = x [m, k] W^T + bias, in device memory. allocate(bytes) gives a uint8 array there, which is "
+      "free again behind the work that this call puts on the stream.");
 }
 
 }  // namespace lowbit_python

@@ -528,17 +528,19 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
       "Results are new NumPy arrays (bfloat16 ones need ml_dtypes). num_threads=0: all that this process may use.";
 
   m.def("version", &lowbit_version, "Version of liblowbit.so.");
-  m.def("build_info", &build_info, "How this module was built: version, compiler, sanitize, torch, torch_floor, emulated.");
+  m.def("build_info", &build_info,
+        "How this module was built: version, compiler, sanitize, torch, torch_floor, emulated.");
   m.def("formats", &formats,
         "The number formats: name, bits, block_n, block_k, scale_dtype, zero_point, global_scale, values, integer, "
         "signed_scales, minimum, super_groups, super_dtype, super_flat, scale_values.");
   m.def("activation_formats", &activation_formats,
         "What activations are quantized to: name, bits, block (columns that share a scale; 0: all), scale_dtype.");
   m.def("kernels", &kernels, "Every kernel: name, isa, family, mr, nr, kr, batch_invariant, runnable, device.");
-  m.def("explain", &explain, arg("family"), arg("format"), arg("m"), arg("n"), arg("k"), arg("group_k"), arg("x_dtype"),
-        arg("device") = "cpu", arg("arch") = 0, arg("group_n") = 1, arg("x_group") = 0, arg("accum") = "promoted",
-        "The kernels of a family for a problem, best first: kernel, chosen, reason it is not. device='cuda': on a device "
-        "of compute capability arch / 10, or (0) the current one.");
+  m.def(
+      "explain", &explain, arg("family"), arg("format"), arg("m"), arg("n"), arg("k"), arg("group_k"), arg("x_dtype"),
+      arg("device") = "cpu", arg("arch") = 0, arg("group_n") = 1, arg("x_group") = 0, arg("accum") = "promoted",
+      "The kernels of a family for a problem, best first: kernel, chosen, reason it is not. device='cuda': on a device "
+      "of compute capability arch / 10, or (0) the current one.");
   m.def("cuda", &cuda,
         "The CUDA side: architectures built for, problem (why none of its kernels runs here, or ''), devices.");
   m.def("cpu_isas", &cpu_isas, "The CPU levels, worst first: name, supported.");
@@ -550,9 +552,10 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
 
   m.def("packed_bytes", &packed_bytes, arg("format"), arg("n"), arg("k"), arg("group_n"), arg("group_k"),
         arg("scale_dtype"), arg("zero_point"), arg("packed_for") = "cpu", "Size of a packed weight in bytes.");
-  m.def("describe", &describe_packed, arg("packed"), arg("size") = none,
-        "A packed weight's header: format, n, k, group_n, group_k, scale_dtype, zero_point, global_scale, scale_offset, "
-        "packed_for. size: bytes of the whole, where `packed` is its beginning.");
+  m.def(
+      "describe", &describe_packed, arg("packed"), arg("size") = none,
+      "A packed weight's header: format, n, k, group_n, group_k, scale_dtype, zero_point, global_scale, scale_offset, "
+      "packed_for. size: bytes of the whole, where `packed` is its beginning.");
   m.def("weight_to_text", &weight_to_text, arg("format"), arg("n"), arg("k"), arg("group_n"), arg("group_k"),
         arg("scale_dtype"), arg("zero_point"), "A weight's description as text: 'int4 4096x11008 1x128 bfloat16'.");
   m.def("weight_from_text", &weight_from_text, arg("text"), "What describe() says, from such a text.");

@@ -51,8 +51,8 @@ def quantize_activation(
         silu_mul: quantizes x / (1 + exp(-x)) * silu_mul. Of x's shape and dtype.
         global_scale: float32 [1], of ``"nvfp4"``: block scales are multiplied by it before they are rounded.
         power_of_two: of ``"fp8_e4m3_block"``: scales are powers of two.
-        swizzled: of ``"mxfp8"``, ``"mxfp4"`` and ``"nvfp4"``: scales in the order in which Blackwell's tensor cores read
-            them, padded to 128 rows and 4 blocks.
+        swizzled: of ``"mxfp8"``, ``"mxfp4"`` and ``"nvfp4"``: scales in the order in which Blackwell's tensor cores
+            read them, padded to 128 rows and 4 blocks.
 
     Raises:
         TypeError: a dtype that is not taken.

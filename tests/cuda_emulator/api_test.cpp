@@ -151,8 +151,8 @@ TEST(unpacking_inverts) {
     o.zero_point = true;
     const device_weight w(o, random);
     device_bytes codes(w.host.codes.size()), scales(w.host.scales.size()), zeros(w.host.zero_points.size() + 1);
-    const lowbit_weight_arrays out{codes.data(), scales.data(), reinterpret_cast<int8_t*>(zeros.data()), nullptr,
-                                   nullptr, nullptr};
+    const lowbit_weight_arrays out{codes.data(), scales.data(), reinterpret_cast<int8_t*>(zeros.data()),
+                                   nullptr,      nullptr,       nullptr};
     CHECK_RAN(lowbit_unpack_cuda(&w.description, w.packed.data(), w.packed_bytes, &out, nullptr));
     CHECK(codes.values() == w.host.codes && scales.values() == w.host.scales, "%s", format);
   }

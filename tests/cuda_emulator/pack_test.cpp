@@ -8,8 +8,8 @@ namespace lowbit::cuda {
 namespace {
 
 // Formats by bits and by how scales come; more of them would run the same kernels.
-constexpr const char* formats[] = {"int4", "int8",     "int2",  "ternary", "fp8_e4m3", "fp8_e5m2", "mxfp4",
-                                   "mxfp8", "nvfp4", "nf4", "nf4_dq",  "q4_1",     "q4_k",     "iq4_nl"};
+constexpr const char* formats[] = {"int4",  "int8",  "int2", "ternary", "fp8_e4m3", "fp8_e5m2", "mxfp4",
+                                   "mxfp8", "nvfp4", "nf4",  "nf4_dq",  "q4_1",     "q4_k",     "iq4_nl"};
 
 // What may be absent is a byte that nobody looks at.
 emulator::buffer<uint8_t> on_device(const void* data, size_t bytes) {
@@ -84,7 +84,7 @@ struct shape {
   int64_t n, k, group_n, group_k;
 };
 // Around strips of 64 rows, tiles of 16, steps of 128 columns; groups that are whole 16s and that are not.
-constexpr shape shapes[] = {{1, 1, 1, 1},      {7, 33, 1, 33},   {64, 128, 1, 32},  {65, 160, 3, 48},
+constexpr shape shapes[] = {{1, 1, 1, 1},      {7, 33, 1, 33},    {64, 128, 1, 32},   {65, 160, 3, 48},
                             {17, 200, 16, 24}, {80, 257, 128, 7}, {130, 96, 128, 128}};
 
 template <class Visit>
@@ -104,10 +104,10 @@ void for_each_problem(const Visit& visit) {
   }
 }
 
-#define CHECK_RAN(call)                                                         \
-  do {                                                                          \
-    CHECK_EQ(call, LOWBIT_OK);                                                  \
-    CHECK(emulator::failure().empty(), "%s", emulator::failure().c_str());      \
+#define CHECK_RAN(call)                                                    \
+  do {                                                                     \
+    CHECK_EQ(call, LOWBIT_OK);                                             \
+    CHECK(emulator::failure().empty(), "%s", emulator::failure().c_str()); \
   } while (false)
 
 size_t packed_size(const lowbit_weight& w) { return static_cast<size_t>(fragment_offsets_of(w).total); }
@@ -140,7 +140,7 @@ TEST(unpacking_inverts) {
     const emulator::buffer<uint8_t> packed(packed_on_host(p));
     emulator::buffer<uint8_t> codes(p.w.codes.size()), scales(p.w.scales.size()), zero_points(p.zero_bytes + 1),
         mins(p.mins.size()), super_scales(p.super_scales.size()), super_mins(p.super_mins.size());
-    const lowbit_weight_arrays out{codes.data(), scales.data(), reinterpret_cast<int8_t*>(zero_points.data()),
+    const lowbit_weight_arrays out{codes.data(), scales.data(),       reinterpret_cast<int8_t*>(zero_points.data()),
                                    mins.data(),  super_scales.data(), super_mins.data()};
     CHECK_RAN(sm80::unpack(p.device, packed.data(), out, nullptr));
     CHECK(codes.values() == p.codes.values(), "%s: codes", format);

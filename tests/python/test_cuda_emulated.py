@@ -1,7 +1,7 @@
 """The package over the emulated CUDA device: from Python down to the kernels, without a GPU.
 
-``make cpp-release`` builds the core, the operators and the module with LOWBIT_CUDA=EMULATED; its tensors are those of the
-CPU. They run in a process of their own, since the operators' names are taken in this one.
+``make cpp-release`` builds the core, the operators and the module with LOWBIT_CUDA=EMULATED; its tensors are those of
+the CPU. They run in a process of their own, since the operators' names are taken in this one.
 """
 
 from __future__ import annotations

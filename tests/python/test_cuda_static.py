@@ -171,7 +171,9 @@ def archs_of(source: str) -> set[str]:
 
 def test_every_kernel_is_there_for_every_architecture(kernels: list[Kernel]) -> None:
     for source in SOURCES:
-        by_arch = {arch: {k.name for k in kernels if k.source == source and k.arch == arch} for arch in archs_of(source)}
+        by_arch = {
+            arch: {k.name for k in kernels if k.source == source and k.arch == arch} for arch in archs_of(source)
+        }
         assert all(by_arch.values()), source
         assert len({frozenset(names) for names in by_arch.values()}) == 1, source
 
