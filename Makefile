@@ -1,7 +1,7 @@
 # Everything happens in .venv, which is made on first use; re-runs do what changed. See CONTRIBUTING.md.
 #
 #   make demo        quantize a real model and run it
-#   make test        C++ tests, the same under sanitizers, Python tests
+#   make test        C++ tests, the same under sanitizers and for ARM under qemu, Python tests
 #   make lint        ruff, mypy, clang-format
 #   make bench       benchmarks; BENCH_FLAGS=--quick for a short pass
 #
@@ -19,7 +19,7 @@ NATIVE := $(shell find csrc include build_backend -type f -not -path '*/__pycach
 CMAKE := PATH="$(CURDIR)/$(BIN):$$PATH" cmake
 JOBS := $(if $(MAX_JOBS),--parallel $(MAX_JOBS))
 
-.PHONY: demo test lint bench format cpp-test clean
+.PHONY: demo test lint bench format cpp-test cpp-aarch64 clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-demo $(VENV)/.model
@@ -39,11 +39,33 @@ CPP_TEST = $(CMAKE) -S . -B build/$@ -G Ninja -DLOWBIT_BUILD_TESTS=ON -DLOWBIT_C
 	&& $(CMAKE) --build build/$@ $(JOBS) && $(BIN)/ctest --test-dir build/$@ --output-on-failure --no-tests=error
 
 .PHONY: cpp-release cpp-sanitize
-cpp-test: cpp-release cpp-sanitize
+cpp-test: cpp-release cpp-sanitize cpp-aarch64
 cpp-release: $(VENV)/.tools
 	$(call CPP_TEST,-DCMAKE_BUILD_TYPE=Release $$($(BIN)/python build_backend/lowbit_build.py))
 cpp-sanitize: $(VENV)/.tools
 	$(call CPP_TEST,-DCMAKE_BUILD_TYPE=RelWithDebInfo "-DLOWBIT_SANITIZE=address;undefined")
+
+# ---- C++ tests for ARM, emulated: g++-aarch64-linux-gnu, qemu-user-static ----
+
+# All there is; a processor without i8mm and bf16; one without the dot product, too.
+QEMU_CPUS := max cortex-a76 cortex-a72
+ARM_TOOLS := aarch64-linux-gnu-g++ qemu-aarch64-static
+ARM_BUILD := build/cpp-aarch64
+
+cpp-aarch64: cpp-release
+	@for tool in $(ARM_TOOLS); do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	if [ -n "$$missing" ]; then \
+	  echo "ARM tests skipped: not installed:$$missing (Debian: apt-get install g++-aarch64-linux-gnu qemu-user-static)"; \
+	else $(MAKE) --no-print-directory cpp-aarch64-run; fi
+
+.PHONY: cpp-aarch64-run
+cpp-aarch64-run:
+	$(CMAKE) -S . -B $(ARM_BUILD) -G Ninja -DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/cmake/aarch64-linux-gnu.cmake \
+	  -DCMAKE_BUILD_TYPE=Release -DLOWBIT_BUILD_TESTS=ON -DLOWBIT_CUDA=OFF $(if $(CI),-DLOWBIT_WERROR=ON) \
+	  -DLOWBIT_GOLDEN=$(CURDIR)/build/cpp-release/tests/cpp/golden.bin
+	$(CMAKE) --build $(ARM_BUILD) $(JOBS)
+	set -e; for cpu in $(QEMU_CPUS); do echo "-- $$cpu"; QEMU_CPU=$$cpu \
+	  $(BIN)/ctest --test-dir $(ARM_BUILD) --output-on-failure --no-tests=error --parallel $$(nproc); done
 
 # ---- lints ----
 

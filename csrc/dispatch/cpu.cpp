@@ -9,6 +9,9 @@
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 namespace lowbit {
@@ -75,6 +78,19 @@ struct feature_table {
     };
     std::memcpy(rows, all, sizeof rows);
   }
+};
+
+#elif defined(__aarch64__)
+
+// The kernel's names (/proc/cpuinfo). It lists a feature only where it saves the registers.
+struct feature_table {
+  const unsigned long hwcap = getauxval(AT_HWCAP), hwcap2 = getauxval(AT_HWCAP2);
+  feature rows[4] = {
+      {"asimd", (hwcap & HWCAP_ASIMD) != 0},
+      {"asimddp", (hwcap & HWCAP_ASIMDDP) != 0},
+      {"i8mm", (hwcap2 & HWCAP2_I8MM) != 0},
+      {"bf16", (hwcap2 & HWCAP2_BF16) != 0},
+  };
 };
 
 #else

@@ -14,12 +14,15 @@
 // whole line. K is padded per group to a `span`, so that no register mixes groups other than 16 or 32 wide.
 #pragma once
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 
 #include "formats/format.h"
 
 namespace lowbit {
+
+static_assert(std::endian::native == std::endian::little, "packed weights are little-endian, as checkpoints are");
 
 inline constexpr int64_t panel_rows = 16;
 inline constexpr int64_t line_bytes = 64;

@@ -94,19 +94,6 @@ constexpr const char* integer_formats[] = {"int4", "int8", "int2", "ternary", "i
 // Groups are their own affair, and scales of two levels.
 constexpr const char* block_formats[] = {"q3_k", "q6_k", "tq2_0"};
 
-// One of the three ways to quantize x, with scales for all rows or each.
-void choose_activation(multiplication& c, random_source& random) {
-  c.activation = static_cast<lowbit_activation>(random.below(3));
-  if (c.x_dtype == LOWBIT_I8) c.activation = LOWBIT_STATIC;
-  if (c.activation != LOWBIT_STATIC) return;
-  const int64_t count = random.below(2) ? 1 : c.m;
-  c.has_x_zero_point = random.below(2);
-  for (int64_t i = 0; i < count; ++i) {
-    c.x_scale.push_back(random.uniform(0.005f, 0.03f));
-    c.x_zero_point.push_back(static_cast<int32_t>(random.below(256) - 128));
-  }
-}
-
 lowbit_dtype any_dtype(const lowbit::kernel_row& row, random_source& random) {
   for (;;) {
     const lowbit_dtype dtype = random.of({LOWBIT_F32, LOWBIT_F16, LOWBIT_BF16, LOWBIT_I8});
@@ -129,7 +116,7 @@ TEST(products_have_the_contracts_bits) {
       for (int round = 0; round < rounds; ++round) {
         for_each_tile_shape(row, [&](int64_t m, int64_t n, int64_t k) {
           ++turn;
-          if (sanitized && turn % 7) return;
+          if (slow && turn % 7) return;
           const canonical_weight w = random_weight(options_of(format, n, k, random), random);
           multiplication c(w, m, any_dtype(row, random), random);
           choose_activation(c, random);
@@ -184,7 +171,7 @@ TEST(extremes_do_not_overflow) {
       for (int kind = 0; kind < 16; ++kind) {
         for (const int64_t group_k : {int64_t{64}, int64_t{100000}}) {
           // two whole segments and a bit, where the group is long
-          const int64_t k = group_k == 64 ? 320 : sanitized ? 33000 : 65600, n = 5, m = kind % 3 + 1;
+          const int64_t k = group_k == 64 ? 320 : slow ? 33000 : 65600, n = 5, m = kind % 3 + 1;
           canonical_weight w = random_weight({format, n, k, 1, group_k, LOWBIT_F32, true}, random);
           std::fill(w.zero_points.begin(), w.zero_points.end(),
                     static_cast<int8_t>(kind & 1 ? f.integer_low() : f.integer_high()));
@@ -212,7 +199,7 @@ TEST(long_groups_are_summed_in_segments) {
     for (const char* format : {"int4", "int8", "int3"}) {
       for (const int64_t k : {32767, 32768, 32769, 70001}) {
         for (const int64_t m : {1, 18, 40}) {
-          if (!takes(row, format) || (sanitized && (k == 32767 || k == 70001))) continue;
+          if (!takes(row, format) || (slow && (k == 32767 || k == 70001))) continue;
           const canonical_weight w =
               random_weight({format, 18, k, 1, k == 70001 ? 33000 : k, LOWBIT_F16, m == 1}, random);
           multiplication c(w, m, any_dtype(row, random), random);

@@ -22,6 +22,12 @@ constexpr bool sanitized = true;
 #else
 constexpr bool sanitized = false;
 #endif
+#if defined(LOWBIT_EMULATED)
+constexpr bool emulated = true;
+#else
+constexpr bool emulated = false;
+#endif
+constexpr bool slow = sanitized || emulated;  // some of the shapes, not all
 
 using lowbit::ceil_div;
 

@@ -67,6 +67,7 @@ inline std::string text(const char* value) { return value ? text(std::string(val
       test::fail(__FILE__, __LINE__, "%s == %s: %s, %s", #a, #b, test::text(a).c_str(), test::text(b).c_str()); \
   } while (false)
 
+#ifndef LOWBIT_OWN_MAIN
 int main(int argc, char** argv) {
   int failed = 0, count = 0;
   for (const test::registered* t = test::registered::first; t; t = t->next) {
@@ -82,3 +83,4 @@ int main(int argc, char** argv) {
   std::printf("%d of %d tests failed\n", failed, count);
   return failed || !count;
 }
+#endif
