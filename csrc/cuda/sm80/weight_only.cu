@@ -33,18 +33,18 @@ void weight_only_reduce(const arguments a) {
 
 // ---- tiles ------------------------------------------------------------------------------------------------------
 
-template <int WarpsN, int WarpsM, int TilesM>
+template <int WarpsN, int WarpsM, int TilesM, bool Producer>
 struct tile {
   template <class T, class Codes>
-  using config = weight_only_config<T, Codes, WarpsN, WarpsM, TilesM>;
+  using config = weight_only_config<T, Codes, WarpsN, WarpsM, TilesM, Producer>;
   using any = config<bf16_t, int8_codes>;
   static constexpr tile_traits traits{any::rows, any::columns, WarpsN * WarpsM};
 };
 
-using m16 = tile<8, 1, 2>;
-using m32 = tile<8, 1, 4>;
-using m64 = tile<4, 2, 4>;
-using m128 = tile<4, 2, 8>;
+using m16 = tile<8, 1, 2, true>;
+using m32 = tile<8, 1, 4, true>;
+using m64 = tile<4, 2, 4, false>;
+using m128 = tile<4, 2, 8, false>;
 constexpr tile_traits all_tiles[] = {m16::traits, m32::traits, m64::traits, m128::traits};
 
 template <class C>

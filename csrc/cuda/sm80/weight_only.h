@@ -16,12 +16,15 @@
 namespace lowbit::cuda::sm80 {
 
 // T: bf16_t or f16_t. Codes: how W decodes (generic/decode.h).
-template <class T_, class Codes_, int WarpsN, int WarpsM, int TilesM>
+// Producer: a warp of its own starts all copies. In small tiles they would cost the others two instructions a weight.
+template <class T_, class Codes_, int WarpsN, int WarpsM, int TilesM, bool Producer>
 struct weight_only_config {
   using T = T_;
   using codes = Codes_;
   static constexpr int warps_n = WarpsN, warps_m = WarpsM, tiles_m = TilesM, tiles_n = 2;
-  static constexpr int threads = 32 * warps_n * warps_m;
+  static constexpr bool producer = Producer;
+  static constexpr int workers = 32 * warps_n * warps_m, threads = workers + (producer ? 32 : 0);
+  static constexpr int loaders = producer ? 32 : threads;
   static constexpr int rows = 16 * tiles_n * warps_n;
   static constexpr int columns = 8 * tiles_m * warps_m;
   static constexpr int min_ctas = tiles_m <= 2 ? 2 : 1;
@@ -249,22 +252,22 @@ void weight_only_kernel(const arguments a) {
   if (!a.plan.grouped)
     constant_scales<C>(a, current, at.w_block * C::rows + warp_n * 16 * C::tiles_n);
 
-  group_cursor cursor(a.plan, first_step), ahead_cursor = cursor;
-  for (int i = 0; i < a.stages - 1; ++i) {
-    if (first_step + i < last_step) load_stage<C>(a, shared + i * a.plan.bytes, at, first_step + i, ahead_cursor);
-    ahead_cursor.advance(a.plan);
+  const bool works = !C::producer || warp_index() < C::workers / 32, loads = !C::producer || !works;
+  stage_loader<C> loader(a, at, first_step);
+  for (int i = 0; loads && i < a.stages - 1; ++i) {
+    if (first_step + i < last_step) loader.load(shared + i * a.plan.bytes);
     async_commit();
   }
+  group_cursor cursor(a.plan, first_step);
   int slot = 0, slice_end = slice_begin(a, slice + 1);
   for (int step = first_step; step < last_step; ++step) {
-    wait_for_stage(a.stages);
+    if (loads) wait_for_stage(a.stages);
     sync_threads();  // the stage is there for all, and the one before it has been read by all
-    const int ahead = step + a.stages - 1, free_slot = slot == 0 ? a.stages - 1 : slot - 1;
-    if (ahead < last_step) load_stage<C>(a, shared + free_slot * a.plan.bytes, at, ahead, ahead_cursor);
-    ahead_cursor.advance(a.plan);
-    async_commit();
-
-    multiply_step<C>(sums, current, a, shared + slot * a.plan.bytes, cursor.step(a.plan), warp_n, warp_m);
+    if (loads) {
+      if (step + a.stages - 1 < last_step) loader.load(shared + (slot == 0 ? a.stages - 1 : slot - 1) * a.plan.bytes);
+      async_commit();
+    }
+    if (works) multiply_step<C>(sums, current, a, shared + slot * a.plan.bytes, cursor.step(a.plan), warp_n, warp_m);
     cursor.advance(a.plan);
     slot = slot + 1 == a.stages ? 0 : slot + 1;
     if (step + 1 == slice_end) {
@@ -275,9 +278,10 @@ void weight_only_kernel(const arguments a) {
 
   async_wait<0>();
   sync_threads();  // all stages have been read
-  stage_sums<C>(shared, total, warp_n, warp_m);
+  if (works) stage_sums<C>(shared, total, warp_n, warp_m);
   sync_threads();
   grid_dependency_launch();
+  if (!works) return;
   if (a.split)
     store_partials<C>(a, shared, at, cta_index_y());
   else

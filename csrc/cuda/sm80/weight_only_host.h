@@ -90,7 +90,7 @@ arguments make_arguments(const gemm_problem& p) {
   const fragment_shape& s = p.w.shape;
   arguments a{};
   a.codes = p.w.codes();
-  a.strip_bytes = s.tile_offset(1, 0, 0);
+  a.strip_bytes = static_cast<uint32_t>(s.tile_offset(1, 0, 0));
   a.scales = static_cast<const uint8_t*>(p.w.scales());
   a.zero_points = p.w.zero_points();
   a.strips = static_cast<int>(s.strips);
@@ -98,7 +98,7 @@ arguments make_arguments(const gemm_problem& p) {
   a.plan = plan_of<C>(p.w);
   a.decode = decode_constants_of<typename C::T>(*p.w.format);
   a.x = static_cast<const uint16_t*>(p.x);
-  a.x_stride = p.x_stride;
+  a.x_stride = p.m > 1 ? p.x_stride : 0;  // no row's address is off the 16 bytes that copies need
   a.m = static_cast<int>(p.m);
   a.k = static_cast<int>(s.k);
   a.gather = !s.k_in_order() || reinterpret_cast<uintptr_t>(p.x) % 16 != 0 || (p.m > 1 && p.x_stride % 8 != 0);
@@ -130,12 +130,12 @@ struct launch_sizes {
   int64_t shared_bytes;
 };
 
-// As many stages as fit, so that loads in flight cover the memory's latency (32 KB and more an SM); where two CTAs
-// share an SM, in half of it.
+// As many stages as fit, so that loads in flight cover the memory's latency (32 KB and more an SM); where CTAs share an
+// SM, in their part of it.
 template <class C>
 launch_sizes sizes_of(const arguments& a, const device_info& device) {
-  const int64_t half = device.shared_bytes / 2 - 1024;
-  const int64_t room = C::min_ctas == 2 && half / a.plan.bytes >= 3 && half >= sums_bytes<C> ? half : device.shared_bytes;
+  const int64_t part = device.shared_bytes / C::min_ctas - (C::min_ctas > 1 ? 1024 : 0);
+  const int64_t room = part / a.plan.bytes >= 3 && part >= sums_bytes<C> ? part : device.shared_bytes;
   int64_t stages = room / a.plan.bytes;
   if (stages > max_stages) stages = max_stages;
   if (stages < 2) stages = 2;
@@ -162,8 +162,8 @@ inline const char* refused_by_every_tile(const gemm_problem& p) {
   if (f.minimum || f.two_levels()) return "the format has minima or scales of two levels";
   if (kind_of(f) == code_kind::none) return "no decoder takes the format's codes";
   if (p.m >= int64_t{1} << 31) return "more than 2^31 rows of x";
-  if (p.w.shape.k_packed >= int64_t{1} << 31 || p.w.shape.strips * strip_rows >= int64_t{1} << 31)
-    return "a padded side of W is 2^31 or longer";
+  if (p.w.shape.tile_offset(1, 0, 0) >= int64_t{1} << 32) return "64 rows of codes take 4 GB or more";
+  if (p.w.shape.strips * strip_rows >= int64_t{1} << 31) return "W has 2^31 padded rows or more";
   return nullptr;
 }
 

@@ -5,11 +5,11 @@
 
 namespace lowbit::cuda::sm80 {
 
-// Slices of K: enough that a row block of 256 and a slice for each of about 128 SMs keep all of them at work at small
-// m, none shorter than 4 steps of 128 columns (a pipeline's fill), of n and k alone.
+// Slices of K: enough that blocks of 256 rows times slices are about 256 CTAs, two for each SM of a large GPU, at small
+// m; none shorter than 4 steps of 128 columns (a pipeline's fill). Of n and k alone.
 inline int slices_of(const fragment_shape& s) {
   const int64_t blocks = ceil_div(s.n, 256), steps = s.k_packed / fragment_step;
-  const int64_t wanted = (128 + blocks / 2) / blocks, most = steps / 4;
+  const int64_t wanted = (256 + blocks / 2) / blocks, most = steps / 4;
   const int64_t slices = wanted < most ? wanted : most;
   return static_cast<int>(slices < 1 ? 1 : slices);
 }

@@ -127,8 +127,8 @@ LOWBIT_DEVICE void stage_sums(uint32_t shared, const float (&sums)[C::tiles_n][C
 // A thread's four outputs n .. n + 4 of the tile, the same in every row of x that it takes.
 template <class C>
 struct own_outputs {
-  static constexpr int fours = C::rows / 4, step = C::threads / fours;
-  static_assert(C::threads % fours == 0 && C::columns % step == 0);
+  static constexpr int fours = C::rows / 4, step = C::workers / fours;
+  static_assert(C::workers % fours == 0 && C::columns % step == 0);
   int n, first;
 
   LOWBIT_DEVICE explicit own_outputs(const tile_place& at)

@@ -63,7 +63,7 @@ struct tile_place {
 struct arguments {
   // W
   const uint8_t* codes;
-  int64_t strip_bytes;
+  uint32_t strip_bytes;
   const uint8_t* scales;
   const int8_t* zero_points;
   int strips, rows_packed;
@@ -148,84 +148,118 @@ LOWBIT_DEVICE void wait_for_stage(int stages) {
 }
 inline constexpr int max_stages = 5;
 
+// A thread's share of every stage, step after step: what does not change is computed once.
 template <class C>
-LOWBIT_DEVICE void load_x_stage(const arguments& a, uint32_t stage, int first_row, int step) {
-  constexpr int pieces = x_pitch / 16, total = C::columns * pieces;
-  LOWBIT_UNROLL
-  for (int i = 0; i < (total + C::threads - 1) / C::threads; ++i) {
-    const int item = i * C::threads + thread_index();
-    if (total % C::threads != 0 && item >= total) break;
-    const int row = item / pieces, piece = item % pieces;
-    const int column = step * step_columns + piece * 8;
-    const int left = first_row + row < a.m ? a.k - column : 0;
-    const int valid = left < 0 ? 0 : left < 8 ? left : 8;
-    const uint16_t* from = a.x + (valid ? (first_row + row) * a.x_stride + column : 0);
-    async_copy<16>(stage + row * x_pitch + swizzled(piece, row) * 16, from, valid * 2);
-  }
-}
-
-// The same, element by element: packed column to column of x.
-template <class C>
-LOWBIT_DEVICE void gather_x_stage(const arguments& a, uint32_t stage, int first_row, int step) {
-  constexpr int pieces = x_pitch / 16, total = C::columns * pieces;
-  for (int item = thread_index(); item < total; item += C::threads) {
-    const int row = item / pieces, piece = item % pieces;
-    const int packed = step * step_columns + piece * 8, group = packed / a.plan.span;
-    const int inside = packed - group * a.plan.span;  // spans are whole 16s: a piece is in one group
-    const int64_t column = static_cast<int64_t>(group) * a.group_k + inside;
-    uint32_t pair[4] = {0, 0, 0, 0};
-    if (first_row + row < a.m && group < a.plan.groups) {
-      const uint16_t* from = a.x + (first_row + row) * a.x_stride;
-      LOWBIT_UNROLL
-      for (int e = 0; e < 8; ++e)
-        if (inside + e < a.group_k && column + e < a.k)
-          pair[e / 2] |= static_cast<uint32_t>(global_load<uint16_t>(from + column + e)) << e % 2 * 16;
+class stage_loader {
+ public:
+  LOWBIT_DEVICE stage_loader(const arguments& given, const tile_place& at, int step)
+      : a(given), first_strip(at.w_block * strips), cursor(given.plan, step) {
+    const int row = thread() / x_pieces, piece = thread() % x_pieces;
+    first_row = at.x_block * C::columns;
+    column = step * step_columns + piece * 8;
+    rows_left = a.m - first_row - row;
+    x = a.x + (first_row + row) * a.x_stride + column;
+    x_at = static_cast<uint32_t>(row) * x_pitch + swizzled(piece, row) * 16;
+    codes = a.codes + thread() % strip_pieces * 16 + static_cast<int64_t>(step) * (strip_pieces * 16);
+    if (a.plan.grouped) {
+      const int own = thread() / strip_threads, piece_of_strip = thread() % strip_threads;
+      const int64_t numbers = static_cast<int64_t>(strip(own)) * a.plan.groups * 64;
+      scales = a.scales + (numbers << a.plan.scale_shift) + piece_of_strip * 16;
+      if (C::codes::offset && a.plan.zero_points)
+        zeros = reinterpret_cast<const uint8_t*>(a.zero_points) + numbers + piece_of_strip * 16;
     }
-    shared_store<u32x4>(stage + row * x_pitch + swizzled(piece, row) * 16, {pair[0], pair[1], pair[2], pair[3]});
   }
-}
 
-// A step's scales or zero points, 1 << shift bytes each.
-template <class C>
-LOWBIT_DEVICE void load_numbers(const arguments& a, uint32_t to, const uint8_t* from, int shift, int first_strip,
-                                const step_groups& groups) {
-  constexpr int strips = C::rows / 64, threads = C::threads / strips;  // for each strip
-  const int own = thread_index() / threads, wanted = first_strip + own, strip = wanted < a.strips ? wanted : a.strips - 1;
-  const int pitch = slot_pitch(1 << shift), pieces = groups.count << (2 + shift);
-  from += (static_cast<int64_t>(strip) * a.plan.groups + groups.first) << (6 + shift);
-  to += own * a.plan.slots * pitch;
-  for (int piece = thread_index() % threads; piece < pieces; piece += threads) {
-    const int slot = piece >> (2 + shift);
-    async_copy<16>(to + slot * pitch + (piece - (slot << (2 + shift))) * 16, from + piece * 16);
+  // Starts the copies of the next step and goes on to the one after it.
+  LOWBIT_DEVICE void load(uint32_t stage) {
+    if (a.gather)
+      gather_x(stage);
+    else
+      load_x(stage);
+    load_codes(stage + a.plan.codes_at);
+    if (a.plan.grouped) {
+      const step_groups groups = cursor.step(a.plan);
+      load_numbers(stage + a.plan.scales_at, scales, a.plan.scale_shift, groups);
+      if (C::codes::offset && a.plan.zero_points) load_numbers(stage + a.plan.zeros_at, zeros, 0, groups);
+      cursor.advance(a.plan);
+    }
+    x += step_columns;
+    column += step_columns;
+    codes += strip_pieces * 16;
   }
-}
 
-template <class C>
-LOWBIT_DEVICE void load_stage(const arguments& a, uint32_t stage, const tile_place& at, int step,
-                              const group_cursor& cursor) {
-  if (a.gather)
-    gather_x_stage<C>(a, stage, at.x_block * C::columns, step);
-  else
-    load_x_stage<C>(a, stage, at.x_block * C::columns, step);
+ private:
+  static constexpr int strips = C::rows / 64, strip_threads = C::loaders / strips;
+  static constexpr int x_pieces = x_pitch / 16, strip_pieces = 64 * C::codes::bits;
+  static constexpr cache hint = C::columns <= 64 ? cache::streaming : cache::normal;
 
-  constexpr int strips = C::rows / 64, strip_pieces = 64 * C::codes::bits;
-  const int first_strip = at.w_block * strips;
-  const uint32_t codes = stage + a.plan.codes_at;
-  constexpr cache hint = C::columns <= 64 ? cache::streaming : cache::normal;
-  LOWBIT_UNROLL
-  for (int i = 0; i < strips * strip_pieces / C::threads; ++i) {
-    const int item = i * C::threads + thread_index();
-    const int wanted = first_strip + item / strip_pieces, strip = wanted < a.strips ? wanted : a.strips - 1;
-    async_copy<16, hint>(codes + item * 16, a.codes + strip * a.strip_bytes +
-                                                static_cast<int64_t>(step) * (strip_pieces * 16) +
-                                                item % strip_pieces * 16);
+  const arguments& a;
+  int first_strip, first_row, column, rows_left;
+  const uint16_t* x;
+  uint32_t x_at;
+  const uint8_t *codes, *scales = nullptr, *zeros = nullptr;
+  group_cursor cursor;
+
+  static LOWBIT_DEVICE int thread() { return C::producer ? lane_index() : thread_index(); }
+
+  // Strips past the last one repeat it: their sums are not stored.
+  LOWBIT_DEVICE uint32_t strip(int i) const {
+    return static_cast<uint32_t>(first_strip + i < a.strips ? first_strip + i : a.strips - 1);
   }
-  if (!a.plan.grouped) return;
 
-  const step_groups groups = cursor.step(a.plan);
-  load_numbers<C>(a, stage + a.plan.scales_at, a.scales, a.plan.scale_shift, first_strip, groups);
-  if (C::codes::offset && a.plan.zero_points)
-    load_numbers<C>(a, stage + a.plan.zeros_at, reinterpret_cast<const uint8_t*>(a.zero_points), 0, first_strip, groups);
-}
+  LOWBIT_DEVICE void load_x(uint32_t stage) const {
+    constexpr int rows = C::loaders / x_pieces;  // at a time
+    static_assert(C::columns % rows == 0);
+    const int left = a.k - column, inside = left < 0 ? 0 : left < 8 ? left * 2 : 16;
+    LOWBIT_UNROLL
+    for (int i = 0; i < C::columns / rows; ++i) {
+      const uint32_t to = x_at ^ swizzled(0, i * rows) * 16;  // bits of its row that this thread's first one has not
+      async_copy<16>(stage + to + i * rows * x_pitch, x + i * rows * a.x_stride, i * rows < rows_left ? inside : 0);
+    }
+  }
+
+  // The same, element by element: packed column to column of x.
+  LOWBIT_DEVICE void gather_x(uint32_t stage) const {
+    const int group = column / a.plan.span, first = column - group * a.plan.span;
+    const int64_t from_column = static_cast<int64_t>(group) * a.group_k + first;  // spans are whole 16s: one group
+    for (int row = thread() / x_pieces; row < C::columns; row += C::loaders / x_pieces) {
+      uint32_t pair[4] = {0, 0, 0, 0};
+      if (first_row + row < a.m && group < a.plan.groups) {
+        const uint16_t* from = a.x + (first_row + row) * a.x_stride + from_column;
+        LOWBIT_UNROLL
+        for (int e = 0; e < 8; ++e)
+          if (first + e < a.group_k && from_column + e < a.k)
+            pair[e / 2] |= static_cast<uint32_t>(global_load<uint16_t>(from + e)) << e % 2 * 16;
+      }
+      shared_store<u32x4>(stage + row * x_pitch + swizzled(thread() % x_pieces, row) * 16,
+                          {pair[0], pair[1], pair[2], pair[3]});
+    }
+  }
+
+  LOWBIT_DEVICE void load_codes(uint32_t to) const {
+    LOWBIT_UNROLL
+    for (int i = 0; i < strips * strip_pieces / C::loaders; ++i) {
+      const int item = i * C::loaders + thread();
+      constexpr int per_strip = strip_pieces / C::loaders;  // 0: a thread's copies skip strips
+      const int own = per_strip ? i / (per_strip ? per_strip : 1) : item / strip_pieces;
+      const int inside = per_strip ? i % (per_strip ? per_strip : 1) * C::loaders * 16 : 0;
+      async_copy<16, hint>(to + item * 16, codes + static_cast<uint64_t>(strip(own)) * a.strip_bytes + inside);
+    }
+  }
+
+  // A step's scales or zero points, 1 << shift bytes each.
+  LOWBIT_DEVICE void load_numbers(uint32_t to, const uint8_t* from, int shift, const step_groups& groups) const {
+    const int pieces = groups.count << (2 + shift);
+    int piece = thread() % strip_threads;
+    if (piece >= pieces) return;
+    const int pitch = slot_pitch(1 << shift);
+    to += thread() / strip_threads * a.plan.slots * pitch;
+    from += static_cast<int64_t>(groups.first) << (6 + shift);
+    for (; piece < pieces; piece += strip_threads, from += strip_threads * 16) {
+      const int slot = piece >> (2 + shift);
+      async_copy<16>(to + slot * pitch + (piece - (slot << (2 + shift))) * 16, from);
+    }
+  }
+};
 
 }  // namespace lowbit::cuda::sm80
