@@ -64,21 +64,31 @@ void error(place where, const char* format, ...) {
   running->stop(text_of(where) + ": " + position + sentence);
 }
 
+namespace {
+
+struct stopped {};  // unwinds the lane that found the error
+
+}  // namespace
+
 void machine::stop(std::string text) {
   fail(std::move(text));
   if (!self) std::abort();  // stop() is for lanes
-  fiber& from = self->thread;
-  self = nullptr;
-  fiber::change(from, home_);
-  std::abort();
+  throw stopped{};
 }
 
 // ---- lanes -----------------------------------------------------------------------------------------------------
 
 void lane_main() {
   fiber::entered();
-  running->request_.call(running->request_.arguments);
-  running->finish_lane();
+  lane& me = *self;
+  try {
+    running->request_.call(running->request_.arguments);
+    running->finish_lane();
+  } catch (const stopped&) {
+  }
+  self = nullptr;
+  fiber::change(me.thread, running->home_);
+  std::abort();
 }
 
 lane* machine::next_lane() {
@@ -98,12 +108,8 @@ lane* machine::next_lane() {
     const int per_cta = group.ctas[0]->num_warps;
     warp& w = *group.ctas[static_cast<size_t>(slot / per_cta)]->warps[static_cast<size_t>(slot % per_cta)];
     if (w.ready) {
-      uint32_t ready = w.ready;
-      if (seeded()) {
-        const uint32_t rotated = std::rotr(ready, static_cast<int>(random_() % 32));
-        ready = rotated ? ready : 0;
-      }
-      return &w.lanes[std::countr_zero(ready)];
+      const int first = seeded() ? static_cast<int>(random_() % 32) : 0;
+      return &w.lanes[(std::countr_zero(std::rotr(w.ready, first)) + first) % 32];
     }
   }
   return nullptr;
