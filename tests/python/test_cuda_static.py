@@ -42,7 +42,7 @@ MEANT: dict[str, list[tuple[str, tuple[str, ...] | None, str]]] = {
     "sm90/fp8.cu": [("byte_x_kernel|group_kernel", None, r"QGMMA\.64x\d+x32\.F32\.E4M3\.E4M3")],
     "sm90/fp8_lut16.cu": [("byte_x_kernel|group_kernel", None, r"QGMMA\.64x\d+x32\.F32\.E4M3\.E4M3")],
     "sm89/fp8.cu": [
-        ("bytes_\\w+_kernel", ("89", "100a", "120a"), r"QMMA\.16832\.F32\.E4M3\.E4M3"),
+        ("bytes_\\w+_kernel", ("89", "120a"), r"QMMA\.16832\.F32\.E4M3\.E4M3"),
         ("bytes_tiled_kernel", None, r"LDGSTS\.E\.(\w+\.)*128"),
     ],
 }

@@ -24,6 +24,7 @@ inline constexpr int warps = 8;
 
 template <int = 0>  // one copy, however many files launch it
 LOWBIT_KERNEL(arranging::warps * 32, 1) void arrange_kernel(const arrange_arguments a) {
+  grid_dependency_launch();
   const int lane = lane_index(), g = lane / 4, t = lane % 4;
   const int64_t tile = static_cast<int64_t>(cta_index()) * arranging::warps + warp_index();
   if (tile >= ceil_div(a.m, activation_tile_rows) * a.tiles) return;

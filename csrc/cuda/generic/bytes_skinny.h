@@ -219,7 +219,11 @@ void bytes_skinny_kernel(const byte_arguments a) {
   };
 
   const int unit = F::zeros ? 1 : a.unit, round_steps = T::warps * unit;
-  if (warp * unit < a.steps) load_step(warp * unit);
+  if (warp * unit < a.steps) LOWBIT_UNROLL
+  for (int j = 0; j < loads; ++j) load_w(warp * unit, j);
+  grid_dependency_wait();  // x is there; W was before
+  if (warp * unit < a.steps) LOWBIT_UNROLL
+  for (int k64 = 0; k64 < 2; ++k64) load_x(warp * unit, k64);
   bool kept = false;
   for (int first = 0; first < a.steps; first += round_steps) {
     const int begin = first + warp * unit, end = begin + unit < a.steps ? begin + unit : a.steps;
@@ -271,7 +275,7 @@ void bytes_skinny_kernel(const byte_arguments a) {
 }
 
 template <class F, int NT>
-lowbit_status run_skinny(const byte_arguments& a, void* stream) {
+lowbit_status run_skinny(const byte_arguments& a, const device_info& device, void* stream) {
   using T = bytes_skinny<F, NT>;
   launch_shape shape{};
   shape.grid_x = a.strips * 2;
@@ -279,6 +283,7 @@ lowbit_status run_skinny(const byte_arguments& a, void* stream) {
   shape.threads = T::threads;
   shape.shared_bytes = T::shared_bytes(a.pieces);
   shape.stream = stream;
+  shape.dependent = device.arch >= 90;  // on arrange(): the first of W is asked for beside it
   return launch<bytes_skinny_kernel<F, NT>>(shape, a);
 }
 

@@ -55,9 +55,9 @@ constexpr kernel_row skinny(const char* name) {
             return reason ? reason : skinny_refusal<integer_products<8>, NT>(p, device, integer_segment);
           },
           bytes_workspace,
-          [](const gemm_problem& p, const device_info&) {
+          [](const gemm_problem& p, const device_info& device) {
             return run(p, [&](auto products, const byte_arguments& a) {
-              return run_skinny<decltype(products), NT>(a, p.stream);
+              return run_skinny<decltype(products), NT>(a, device, p.stream);
             });
           }};
 }

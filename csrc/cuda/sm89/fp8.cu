@@ -41,10 +41,10 @@ constexpr kernel_row skinny(const char* name) {
             return reason ? reason : skinny_refusal<fp8_products, NT>(p, device, segment(p));
           },
           bytes_workspace,
-          [](const gemm_problem& p, const device_info&) {
+          [](const gemm_problem& p, const device_info& device) {
             byte_arguments a;
             const lowbit_status status = prepare(p, &a);
-            return status ? status : run_skinny<fp8_products, NT>(a, p.stream);
+            return status ? status : run_skinny<fp8_products, NT>(a, device, p.stream);
           }};
 }
 
