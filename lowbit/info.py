@@ -99,7 +99,7 @@ def explain(
     if device is None:
         device = what.device if isinstance(what, QuantizedTensor) else "cpu"
         if isinstance(what, torch.nn.Module):
-            device = what.packed.device
+            device = "cpu" if what.packed.is_meta else what.packed.device
     where, arch = _device(device)
     if m < 0 or n < 1 or k < 1:
         raise ValueError(f"m = {m}, n = {n}, k = {k}: m must be at least 0, n and k at least 1")

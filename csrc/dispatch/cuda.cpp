@@ -14,7 +14,7 @@ namespace lowbit::cuda {
   extern const kernel_row family##_rows[];  \
   extern const int num_##family##_rows;     \
   }
-#include "cuda_kernels_built.inc"
+#include <cuda_kernels_built.inc>  // written by csrc/cuda/kernels.cmake
 #undef LOWBIT_CUDA_KERNELS
 #endif
 
@@ -31,7 +31,7 @@ constexpr int none = 0;
 constexpr kernel_file files[] = {
 #ifdef LOWBIT_CUDA_ARCHS_BUILT
 #define LOWBIT_CUDA_KERNELS(folder, family) {#folder, folder::family##_rows, &folder::num_##family##_rows},
-#include "cuda_kernels_built.inc"
+#include <cuda_kernels_built.inc>  // written by csrc/cuda/kernels.cmake
 #undef LOWBIT_CUDA_KERNELS
 #endif
     {"", nullptr, &none},
