@@ -33,14 +33,15 @@ bench: $(VENV)/.installed-bench
 
 # ---- C++ tests: as released, and with the address and undefined-behaviour sanitizers ----
 
-CPP_TEST = $(CMAKE) -S . -B build/$@ -G Ninja -DLOWBIT_BUILD_TESTS=ON -DLOWBIT_CUDA=OFF \
+# CUDA kernels are emulated, so that this needs no nvcc. The bindings are for tests/python/test_cuda_emulated.py.
+CPP_TEST = $(CMAKE) -S . -B build/$@ -G Ninja -DLOWBIT_BUILD_TESTS=ON -DLOWBIT_CUDA=EMULATED \
 	$(if $(CI),-DLOWBIT_WERROR=ON) $(1) \
 	&& $(CMAKE) --build build/$@ $(JOBS) && $(BIN)/ctest --test-dir build/$@ --output-on-failure --no-tests=error
 
 .PHONY: cpp-release cpp-sanitize
 cpp-test: cpp-release cpp-sanitize cpp-aarch64
 cpp-release: $(VENV)/.tools
-	$(call CPP_TEST,-DCMAKE_BUILD_TYPE=Release)
+	$(call CPP_TEST,-DCMAKE_BUILD_TYPE=Release $$($(BIN)/python build_backend/lowbit_build.py))
 cpp-sanitize: $(VENV)/.tools
 	$(call CPP_TEST,-DCMAKE_BUILD_TYPE=RelWithDebInfo "-DLOWBIT_SANITIZE=address;undefined")
 

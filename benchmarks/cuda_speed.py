@@ -1,8 +1,8 @@
 """How fast the CUDA kernels are: ``python benchmarks/cuda_speed.py [--quick] [--json FILE]``. Needs a GPU.
 
-Every time is that of a CUDA graph which multiplies by distinct weights one after the other, at least 8 of them and three
-times the L2 cache, so that none is found in a cache; divided by their number, over many replays: median, 5th and 95th
-percentile. Beside it run torch's own products of the same shape. The limits are measured, too: the bandwidth of a copy
+Every time is that of a CUDA graph which multiplies by distinct weights one after the other, at least 8 of them and
+three times the L2 cache, so that none is found in a cache; divided by their number, over many replays: median, 5th and
+95th percentile. Beside it run torch's own products of the same shape. The limits are measured, too: the bandwidth of a copy
 and, for multiplication, the best product of torch at 8192 x 8192 x 8192.
 """
 
@@ -187,7 +187,9 @@ def main() -> None:
         limit = limits(replays)
         print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, lowbit {lowbit.__version__}")
         print(*(f"{name}: {value:.4g}" for name, value in limit.items()), f"op overhead: {overhead():.2f} us", sep="\n")
-        print(f"{'what':<22}{'m':>6}{'n':>7}{'k':>7}{'us':>10}{'p5':>10}{'p95':>10}{'GB/s':>8}{'% copy':>8}{'TFLOP/s':>9}")
+        print(
+            f"{'what':<22}{'m':>6}{'n':>7}{'k':>7}{'us':>10}{'p5':>10}{'p95':>10}{'GB/s':>8}{'% copy':>8}{'TFLOP/s':>9}"
+        )
         results = []
         for n, k in shapes:
             for bench in (bench_torch, *(lambda *a, name=name: bench_scheme(name, *a) for name in options.schemes)):

@@ -142,3 +142,11 @@ def build_wheel(wheel_directory: str, config_settings: Any = None, metadata_dire
 def build_editable(wheel_directory: str, config_settings: Any = None, metadata_directory: str | None = None) -> str:
     _forget_staged_files()
     return build_meta.build_editable(wheel_directory, config_settings, metadata_directory)
+
+
+if __name__ == "__main__":  # CMake's arguments for the bindings, for builds without setuptools
+    import pybind11
+
+    found = find_torch()
+    print("-DLOWBIT_PYTHON=ON", f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}")
+    print(*(["-DLOWBIT_TORCH=ON", f"-DLOWBIT_TORCH_DIR={found.directory}"] if found else []))

@@ -2,13 +2,7 @@
 #include "api.h"
 
 #include "cuda/sm80/convert.h"
-#if __has_include("cuda/sm80/quantize.h")
 #include "cuda/sm80/quantize.h"
-#else
-namespace lowbit::cuda::sm80 {
-static lowbit_status quantize(const quantize_problem&, void*) { return fail(LOWBIT_UNSUPPORTED, "soon"); }
-}
-#endif
 #include "cuda/sm80/weights.h"
 #include "dispatch/cuda.h"
 #include "layout/fragments.h"
@@ -105,8 +99,8 @@ namespace {
 
 constexpr int64_t workspace_alignment = 256;
 
-// What a product runs: a conversion of x where no kernel takes its dtype, and a kernel. The workspace is x converted, its
-// scales and zero points, then what the kernel wants.
+// What a product runs: a conversion of x where no kernel takes its dtype, and a kernel. The workspace is x converted,
+// its scales and zero points, then what the kernel wants.
 struct plan {
   cuda::device_info device;
   cuda::gemm_problem problem;  // as the kernel gets it, but for pointers into the workspace
@@ -227,7 +221,7 @@ lowbit_status convert(const lowbit_gemm_args& a, plan& plan, uint8_t* workspace)
   }
   const bool asymmetric = a.activation == LOWBIT_DYNAMIC_ASYMMETRIC;
   quantize_problem q{};
-  q.format = integer      ? asymmetric ? activation_format::int8_asymmetric : activation_format::int8
+  q.format = integer     ? asymmetric ? activation_format::int8_asymmetric : activation_format::int8
              : a.x_group ? activation_format::e4m3_block
                          : activation_format::e4m3;
   q.m = a.m;

@@ -80,16 +80,17 @@ lowbit_status lowbit_kernel_get(int32_t index, lowbit_kernel_info* info) {
   if (index >= num_cpu_kernels()) {
     const cuda::built_kernel& kernel = cuda::kernel_at(index - num_cpu_kernels());
     const cuda::kernel_row& row = *kernel.row;
-    *info = {row.name, kernel.compute, row.family, row.mr, row.nr, row.kr, row.batch_invariant,
-             runs_on_some_device(row), LOWBIT_CUDA};
+    *info = {row.name,   kernel.compute, row.family,          row.mr,
+             row.nr,     row.kr,         row.batch_invariant, runs_on_some_device(row),
+             LOWBIT_CUDA};
     return LOWBIT_OK;
   }
   int isa = 0;
   for (; index >= cpu_isa_at(isa).num_kernels; ++isa) index -= cpu_isa_at(isa).num_kernels;
   const kernel_row& row = cpu_isa_at(isa).kernels[index];
   const bool runnable = isa <= current_cpu_isa() && cpu_isa_supported(isa) && cpu_has(row.features);
-  *info = {row.name, cpu_isa_at(isa).name, row.family, row.mr, row.nr, row.kr, row.batch_invariant, runnable,
-           LOWBIT_CPU};
+  *info = {row.name, cpu_isa_at(isa).name, row.family, row.mr,    row.nr,
+           row.kr,   row.batch_invariant,  runnable,   LOWBIT_CPU};
   return LOWBIT_OK;
 }
 

@@ -14,6 +14,7 @@ import lowbit
 import lowbit.checkpoints
 import lowbit.checkpoints.compressed_tensors
 import lowbit.checkpoints.gguf_blocks
+import lowbit.cupy
 import lowbit.formats
 import lowbit.info
 import lowbit.model
@@ -33,7 +34,8 @@ PAGE: list[tuple[str, list[Any]]] = [
         [lowbit.quantize, lowbit.Scheme, lowbit.QuantizedTensor, lowbit.tensor.Canonical, lowbit.relative_error],
     ),
     ("Scale rules", list(lowbit.quantizers.rules.RULES.values())),
-    ("Multiplying", [lowbit.linear]),
+    ("Multiplying", [lowbit.linear, lowbit.quantize_activation, lowbit.QuantizedActivation]),
+    ("CuPy", [lowbit.cupy.pack, lowbit.cupy.linear, lowbit.cupy.dequantize, lowbit.cupy.PackedWeight]),
     (
         "Layers and models",
         [lowbit.nn.Linear, lowbit.nn.BitLinear, lowbit.quantize_, lowbit.Report, lowbit.model.LayerReport],

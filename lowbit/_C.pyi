@@ -3,6 +3,7 @@
 # Its arrays are NumPy's, CPU arrays of any library with __dlpack__, or buffers; results are NumPy arrays, those of
 # bfloat16 by ml_dtypes. num_threads=0: all that this process may run on.
 
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -109,3 +110,30 @@ def gemm(
 def quantize_rows(
     x: Array, symmetric: bool = True, *, num_threads: int = 0
 ) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.int32]]: ...
+def cuda_pack(
+    codes: Array,
+    scales: Array,
+    zero_points: Array | None,
+    packed: Array,
+    *,
+    description: str,
+    global_scale: float = 1.0,
+    stream: int = 0,
+) -> None: ...
+def cuda_dequantize_packed(packed: Array, out: Array, *, description: str, stream: int = 0) -> None: ...
+def cuda_gemm(
+    x: Array,
+    packed: Array,
+    out: Array,
+    bias: Array | None = None,
+    *,
+    allocate: Callable[[int], Array],
+    description: str,
+    family: str = "weight_only",
+    x_scale: Array | None = None,
+    x_zero_point: Array | None = None,
+    symmetric: bool = True,
+    x_group: int = 0,
+    accum: str = "promoted",
+    stream: int = 0,
+) -> None: ...

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lowbit.info import explain
     from lowbit.model import Report, quantize_
     from lowbit.quantizers import quantize, relative_error
+    from lowbit.quantizers.activations import QuantizedActivation, quantize_activation
     from lowbit.quantizers.scheme import Scheme
     from lowbit.tensor import QuantizedTensor
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 # Where each public name lives; an empty attribute is the module itself. No name here but those may be the name of
 # a module beside this file: importing that module would put it under the name.
 _PUBLIC = {
+    "QuantizedActivation": ("lowbit.quantizers.activations", "QuantizedActivation"),
     "QuantizedTensor": ("lowbit.tensor", "QuantizedTensor"),
     "Report": ("lowbit.model", "Report"),
     "Scheme": ("lowbit.quantizers.scheme", "Scheme"),
@@ -34,11 +36,13 @@ _PUBLIC = {
     "nn": ("lowbit.nn", ""),
     "quantize": ("lowbit.quantizers", "quantize"),
     "quantize_": ("lowbit.model", "quantize_"),
+    "quantize_activation": ("lowbit.quantizers.activations", "quantize_activation"),
     "quantizers": ("lowbit.quantizers", ""),
     "relative_error": ("lowbit.quantizers", "relative_error"),
 }
 
 __all__ = [
+    "QuantizedActivation",
     "QuantizedTensor",
     "Report",
     "Scheme",
@@ -51,6 +55,7 @@ __all__ = [
     "nn",
     "quantize",
     "quantize_",
+    "quantize_activation",
     "quantizers",
     "relative_error",
 ]

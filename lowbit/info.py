@@ -74,8 +74,8 @@ def explain(
         m: rows of x.
         n, k: outputs and inputs of the weight.
         x_dtype: of the activations.
-        device: ``"cpu"``, ``"cuda"``, or ``"sm_90"``: as a CUDA device of compute capability 9.0 would, whether there is
-            one or not. None: the layer's or tensor's own, else the CPU.
+        device: ``"cpu"``, ``"cuda"``, or ``"sm_90"``: as a CUDA device of compute capability 9.0 would, be there one
+            or not. None: the layer's or tensor's own, else the CPU.
         choices: attributes of the scheme to change.
 
     Raises:
@@ -99,7 +99,7 @@ def explain(
     if device is None:
         device = what.device if isinstance(what, QuantizedTensor) else "cpu"
         if isinstance(what, torch.nn.Module):
-            device = what.packed.device
+            device = "cpu" if what.packed.is_meta else what.packed.device
     where, arch = _device(device)
     if m < 0 or n < 1 or k < 1:
         raise ValueError(f"m = {m}, n = {n}, k = {k}: m must be at least 0, n and k at least 1")

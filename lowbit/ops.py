@@ -37,9 +37,7 @@ ops: Any = getattr(torch.ops, NAMESPACE)
 # ---- fake kernels: shapes and dtypes of the results, with symbolic sizes ----
 
 
-def _fake_weight_only(
-    x: Tensor, packed: Tensor, bias: Tensor | None, n: int, description: str | None = None
-) -> Tensor:
+def _fake_weight_only(x: Tensor, packed: Tensor, bias: Tensor | None, n: int, description: str | None = None) -> Tensor:
     return x.new_empty((*x.shape[:-1], n))
 
 

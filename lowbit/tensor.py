@@ -49,6 +49,7 @@ class Canonical(NamedTuple):
         float8 = self.map(lambda t: t.view(torch.uint8) if t.is_floating_point() and t.element_size() == 1 else t)
         return float8._replace(codes=_bytes(self.codes))
 
+
 _HEADER_BYTES = 256  # of a packed weight, which describe it
 
 
@@ -258,8 +259,8 @@ class QuantizedTensor:
 
     @property
     def description(self) -> str | None:
-        """What the packed weight is, for the ops; None on the CPU, where they read it in its header."""
-        if self.device.type == "cpu":
+        """What the packed weight is, for the ops; None but on CUDA devices: the ops read it in the header."""
+        if self.device.type != "cuda":
             return None
         text: str = core().weight_to_text(
             self.format.name, *self.shape, *self.group, dtype_name(self.scale_dtype), self.has_zero_points

@@ -9,12 +9,12 @@
 namespace lowbit::cuda {
 
 #ifdef LOWBIT_CUDA_ARCHS_BUILT
-#define LOWBIT_CUDA_KERNELS(folder, family)    \
-  namespace folder {                           \
-  extern const kernel_row family##_rows[];     \
-  extern const int num_##family##_rows;        \
+#define LOWBIT_CUDA_KERNELS(folder, family) \
+  namespace folder {                        \
+  extern const kernel_row family##_rows[];  \
+  extern const int num_##family##_rows;     \
   }
-#include "cuda_kernels_built.inc"
+#include <cuda_kernels_built.inc>  // written by csrc/cuda/kernels.cmake
 #undef LOWBIT_CUDA_KERNELS
 #endif
 
@@ -31,7 +31,7 @@ constexpr int none = 0;
 constexpr kernel_file files[] = {
 #ifdef LOWBIT_CUDA_ARCHS_BUILT
 #define LOWBIT_CUDA_KERNELS(folder, family) {#folder, folder::family##_rows, &folder::num_##family##_rows},
-#include "cuda_kernels_built.inc"
+#include <cuda_kernels_built.inc>  // written by csrc/cuda/kernels.cmake
 #undef LOWBIT_CUDA_KERNELS
 #endif
     {"", nullptr, &none},
@@ -53,7 +53,8 @@ const kernel_table& kernels() {
   return table;
 }
 
-// Code for `arch` itself, or what its chip runs as well: PTX of less, of which kernels that need `minimum` have none below.
+// Code for `arch` itself, or what its chip runs as well: PTX of less, of which kernels that need `minimum` have none
+// below.
 bool is_built_for(int arch, int minimum) {
   for (const char* p = architectures(); *p;) {
     char* end;
@@ -113,8 +114,8 @@ bool typical_device(int arch, device_info* info) {
   // SMs and L2 of the data center chip of each kind; shared memory: CUDA C++ Programming Guide, "Technical
   // specifications per compute capability".
   static constexpr device_info known[] = {
-      {80, 108, 163 << 10, 40 << 20},   {86, 84, 99 << 10, 6 << 20},      {87, 16, 163 << 10, 4 << 20},
-      {89, 142, 99 << 10, 96 << 20},    {90, 132, 227 << 10, 50 << 20},   {100, 148, 227 << 10, 126 << 20},
+      {80, 108, 163 << 10, 40 << 20},   {86, 84, 99 << 10, 6 << 20},     {87, 16, 163 << 10, 4 << 20},
+      {89, 142, 99 << 10, 96 << 20},    {90, 132, 227 << 10, 50 << 20},  {100, 148, 227 << 10, 126 << 20},
       {103, 148, 227 << 10, 126 << 20}, {120, 188, 99 << 10, 128 << 20}, {121, 48, 99 << 10, 24 << 20},
   };
   for (const device_info& d : known) {

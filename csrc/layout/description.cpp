@@ -54,10 +54,9 @@ int find_dtype(const char* name) {
 lowbit_status weight_to_text(const lowbit_weight& w, char* text, size_t bytes) {
   if (const lowbit_status status = check_weight_description(w)) return status;
   const int needed =
-      std::snprintf(text, bytes, "%s %lldx%lld %lldx%lld %s%s%s", format_at(w.format).name,
-                    static_cast<long long>(w.n), static_cast<long long>(w.k), static_cast<long long>(w.group_n),
-                    static_cast<long long>(w.group_k), dtype_name(w.scale_dtype), w.zero_points ? " " : "",
-                    w.zero_points ? zero_points_word : "");
+      std::snprintf(text, bytes, "%s %lldx%lld %lldx%lld %s%s%s", format_at(w.format).name, static_cast<long long>(w.n),
+                    static_cast<long long>(w.k), static_cast<long long>(w.group_n), static_cast<long long>(w.group_k),
+                    dtype_name(w.scale_dtype), w.zero_points ? " " : "", w.zero_points ? zero_points_word : "");
   if (static_cast<size_t>(needed) < bytes) return LOWBIT_OK;
   return fail(LOWBIT_INVALID_VALUE, "the description has %d letters and its end: %zu bytes do not hold them", needed,
               bytes);

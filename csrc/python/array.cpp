@@ -29,7 +29,7 @@ struct dl_managed_tensor {
   void* context;
   void (*deleter)(dl_managed_tensor*);
 };
-constexpr int32_t dl_cpu = 1;
+constexpr int32_t dl_cpu = 1, dl_cuda = 2, dl_cuda_managed = 13;
 
 std::string dl_dtype_name(dl_dtype t) {
   static const struct {
@@ -112,12 +112,17 @@ array read_numpy(py::array a, const char* name, bool rows_only) {
   return r;
 }
 
+array read_capsule(const py::capsule& capsule, const char* name, bool rows_only);
+
 array read_dlpack(const py::object& object, const char* name, bool rows_only) {
   const auto device = object.attr("__dlpack_device__")().cast<std::pair<int, int>>();
   if (device.first != dl_cpu)
     throw py::value_error(std::string(name) + " is on DLPack device " + std::to_string(device.first) + ":" +
                           std::to_string(device.second) + ": it must be on the CPU (1:0)");
-  py::capsule capsule = object.attr("__dlpack__")();
+  return read_capsule(object.attr("__dlpack__")(), name, rows_only);
+}
+
+array read_capsule(const py::capsule& capsule, const char* name, bool rows_only) {
   auto* managed = static_cast<dl_managed_tensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
   if (!managed) throw py::error_already_set();
   PyCapsule_SetName(capsule.ptr(), "used_dltensor");
@@ -185,6 +190,20 @@ array read(const py::object& object, const char* name, bool rows_only) {
   throw py::type_error(std::string(name) + " is of type " +
                        py::str(py::type::of(object).attr("__name__")).cast<std::string>() +
                        ": it must be a NumPy array, an array with __dlpack__, or a buffer");
+}
+
+array read_cuda(const py::object& object, const char* name, intptr_t stream, bool rows_only) {
+  if (!py::hasattr(object, "__dlpack__"))
+    throw py::type_error(std::string(name) + " is of type " +
+                         py::str(py::type::of(object).attr("__name__")).cast<std::string>() +
+                         ": it must be an array on a CUDA device, with __dlpack__");
+  const auto device = object.attr("__dlpack_device__")().cast<std::pair<int, int>>();
+  if (LOWBIT_EMULATED && device.first == dl_cpu) return read(object, name, rows_only);
+  if (device.first != dl_cuda && device.first != dl_cuda_managed)
+    throw py::value_error(std::string(name) + " is on DLPack device " + std::to_string(device.first) + ":" +
+                          std::to_string(device.second) + ": it must be on a CUDA device (2)");
+  // DLPack's numbers of the default streams: 1, and 2 for the thread's own; 0 would be ambiguous.
+  return read_capsule(object.attr("__dlpack__")(py::arg("stream") = stream ? stream : 1), name, rows_only);
 }
 
 std::optional<array> read_optional(const py::object& object, const char* name) {

@@ -33,6 +33,9 @@ struct array {
 
 array read(const py::object& object, const char* name, bool rows_only = false);
 std::optional<array> read_optional(const py::object& object, const char* name);
+// An array in the memory of a CUDA device, through DLPack; its owner has made it ready for work on `stream`. A build
+// that emulates CUDA, for tests, takes those of the CPU.
+array read_cuda(const py::object& object, const char* name, intptr_t stream, bool rows_only = false);
 
 // A new NumPy array. bfloat16 needs the package ml_dtypes.
 py::array empty(const std::vector<int64_t>& shape, const std::string& dtype);

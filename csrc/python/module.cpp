@@ -4,71 +4,12 @@
 #include <sstream>
 
 #include "array.h"
+#include "call.h"
 #include "lowbit/lowbit.h"
 #include "threads.h"
 
 namespace lowbit_python {
 namespace {
-
-// ---- statuses, names ----
-
-void check(lowbit_status status) {
-  switch (status) {
-    case LOWBIT_OK:
-      return;
-    case LOWBIT_INVALID_TYPE:
-      throw py::type_error(lowbit_last_error());
-    case LOWBIT_OUT_OF_MEMORY:
-      PyErr_SetString(PyExc_MemoryError, lowbit_last_error());
-      throw py::error_already_set();
-    case LOWBIT_UNSUPPORTED:
-      throw std::runtime_error(lowbit_last_error());
-    default:
-      throw py::value_error(lowbit_last_error());
-  }
-}
-
-// Runs a call of the C API without the interpreter's lock.
-template <class Call>
-void unlocked(const Call& call) {
-  lowbit_status status;
-  {
-    const py::gil_scoped_release release;
-    status = call();
-  }
-  check(status);
-}
-
-lowbit_format format_called(const std::string& name) {
-  lowbit_format format;
-  check(lowbit_format_find(name.c_str(), &format));
-  return format;
-}
-
-lowbit_format_info info_of(lowbit_format format) {
-  lowbit_format_info info;
-  check(lowbit_format_get(format, &info));
-  return info;
-}
-
-// A word of the C API's: its number is its place in the list.
-template <class Number, size_t count>
-Number called(const std::string& name, const char* argument, const char* const (&names)[count]) {
-  std::string list;
-  for (size_t i = 0; i < count; ++i) {
-    if (name == names[i]) return static_cast<Number>(i);
-    list += (i == 0 ? "" : i + 1 == count ? " or " : ", ") + std::string(names[i]);
-  }
-  throw py::value_error(std::string(argument) + " is '" + name + "': it must be " + list);
-}
-
-constexpr const char* family_names[] = {"weight_only", "integer", "fp8"};
-constexpr const char* device_names[] = {"cpu", "cuda"};
-constexpr const char* accumulation_names[] = {"promoted", "fast"};
-
-lowbit_family family_called(const std::string& name) { return called<lowbit_family>(name, "family", family_names); }
-
-int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
 std::vector<std::string> words(const char* text) {
   std::istringstream stream(text);
@@ -587,17 +528,19 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
       "Results are new NumPy arrays (bfloat16 ones need ml_dtypes). num_threads=0: all that this process may use.";
 
   m.def("version", &lowbit_version, "Version of liblowbit.so.");
-  m.def("build_info", &build_info, "How this module was built: version, compiler, sanitize, torch, torch_floor, emulated.");
+  m.def("build_info", &build_info,
+        "How this module was built: version, compiler, sanitize, torch, torch_floor, emulated.");
   m.def("formats", &formats,
         "The number formats: name, bits, block_n, block_k, scale_dtype, zero_point, global_scale, values, integer, "
         "signed_scales, minimum, super_groups, super_dtype, super_flat, scale_values.");
   m.def("activation_formats", &activation_formats,
         "What activations are quantized to: name, bits, block (columns that share a scale; 0: all), scale_dtype.");
   m.def("kernels", &kernels, "Every kernel: name, isa, family, mr, nr, kr, batch_invariant, runnable, device.");
-  m.def("explain", &explain, arg("family"), arg("format"), arg("m"), arg("n"), arg("k"), arg("group_k"), arg("x_dtype"),
-        arg("device") = "cpu", arg("arch") = 0, arg("group_n") = 1, arg("x_group") = 0, arg("accum") = "promoted",
-        "The kernels of a family for a problem, best first: kernel, chosen, reason it is not. device='cuda': on a device "
-        "of compute capability arch / 10, or (0) the current one.");
+  m.def(
+      "explain", &explain, arg("family"), arg("format"), arg("m"), arg("n"), arg("k"), arg("group_k"), arg("x_dtype"),
+      arg("device") = "cpu", arg("arch") = 0, arg("group_n") = 1, arg("x_group") = 0, arg("accum") = "promoted",
+      "The kernels of a family for a problem, best first: kernel, chosen, reason it is not. device='cuda': on a device "
+      "of compute capability arch / 10, or (0) the current one.");
   m.def("cuda", &cuda,
         "The CUDA side: architectures built for, problem (why none of its kernels runs here, or ''), devices.");
   m.def("cpu_isas", &cpu_isas, "The CPU levels, worst first: name, supported.");
@@ -609,9 +552,10 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
 
   m.def("packed_bytes", &packed_bytes, arg("format"), arg("n"), arg("k"), arg("group_n"), arg("group_k"),
         arg("scale_dtype"), arg("zero_point"), arg("packed_for") = "cpu", "Size of a packed weight in bytes.");
-  m.def("describe", &describe_packed, arg("packed"), arg("size") = none,
-        "A packed weight's header: format, n, k, group_n, group_k, scale_dtype, zero_point, global_scale, scale_offset, "
-        "packed_for. size: bytes of the whole, where `packed` is its beginning.");
+  m.def(
+      "describe", &describe_packed, arg("packed"), arg("size") = none,
+      "A packed weight's header: format, n, k, group_n, group_k, scale_dtype, zero_point, global_scale, scale_offset, "
+      "packed_for. size: bytes of the whole, where `packed` is its beginning.");
   m.def("weight_to_text", &weight_to_text, arg("format"), arg("n"), arg("k"), arg("group_n"), arg("group_k"),
         arg("scale_dtype"), arg("zero_point"), "A weight's description as text: 'int4 4096x11008 1x128 bfloat16'.");
   m.def("weight_from_text", &weight_from_text, arg("text"), "What describe() says, from such a text.");
@@ -640,6 +584,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         "x_zero_point int32 (x may be int8 then), or row by row, symmetric or not.");
   m.def("quantize_rows", &quantize_rows, arg("x"), arg("symmetric") = true, keywords, arg("num_threads") = 0,
         "(int8 [m, k], float32 scale [m], int32 zero point [m]) of x [m, k], as gemm quantizes it.");
+  add_cuda(m);
 }
 
 }  // namespace lowbit_python

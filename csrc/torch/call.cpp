@@ -91,7 +91,9 @@ void execution::expect(const tensor& t, const char* argument) const {
   const place at = t.device();
   if (at == where) return;
   const auto text = [](place p) {
-    return p.is_cuda() ? "cuda:" + std::to_string(p.index) : p.type == aoti_torch_device_type_cpu() ? "the CPU" : "another device";
+    return p.is_cuda()                              ? "cuda:" + std::to_string(p.index)
+           : p.type == aoti_torch_device_type_cpu() ? "the CPU"
+                                                    : "another device";
   };
   invalid(std::string(argument) + " is on " + text(at) + " and the operator runs on " + text(where) +
           ": all tensors must be on one device");

@@ -24,9 +24,9 @@ class execution {
   ~execution();
 
   place where;
-  lowbit_device device;      // of the C API
-  lowbit_parallel threads;   // CPU
-  void* stream = nullptr;    // CUDA
+  lowbit_device device;     // of the C API
+  lowbit_parallel threads;  // CPU
+  void* stream = nullptr;   // CUDA
 
   bool cuda() const { return device == LOWBIT_CUDA; }
   // Refuses a tensor on another device.

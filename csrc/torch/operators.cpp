@@ -35,10 +35,10 @@ STABLE_TORCH_LIBRARY(lowbit, m) {
       "ScalarType out_dtype, str? description=None) -> Tensor");
   // int8 [m, k], float32 [m], int32 [m] for x [m, k], as integer quantizes it.
   m.def("quantize_rows(Tensor x, bool symmetric) -> (Tensor q, Tensor scale, Tensor zero_point)");
-  // x [m, k] in a low precision: lowbit_quantize. format: int8, int8_asymmetric, fp8_e4m3, fp8_e4m3_block, mxfp8, mxfp4,
-  // nvfp4; source: plain, rms_norm (other: a residual; weight [k]; epsilon), silu_mul (other: up). q int8 [m, k] or uint8
-  // [m, ceil(k * bits / 8)]; scale float32 [m], [m, blocks] of the format's dtype (8-bit floats as uint8), or uint8
-  // swizzled; zero_point int32 [m] or [0]; sum [m, k] of rms_norm with a residual, or [0, k].
+  // x [m, k] in a low precision: lowbit_quantize. format: int8, int8_asymmetric, fp8_e4m3, fp8_e4m3_block, mxfp8,
+  // mxfp4, nvfp4; source: plain, rms_norm (other: a residual; weight [k]; epsilon), silu_mul (other: up). q int8 [m, k]
+  // or uint8 [m, ceil(k * bits / 8)]; scale float32 [m], [m, blocks] of the format's dtype (8-bit floats as uint8), or
+  // uint8 swizzled; zero_point int32 [m] or [0]; sum [m, k] of rms_norm with a residual, or [0, k].
   m.def(
       "quantize_activation(Tensor x, str format, str source, Tensor? other, Tensor? weight, float epsilon, "
       "Tensor? global_scale, bool power_of_two, bool swizzled) -> (Tensor q, Tensor scale, Tensor zero_point, "

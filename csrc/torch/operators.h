@@ -21,8 +21,7 @@ tensor fp8(tensor x, const tensor& packed, std::optional<tensor> bias, int64_t n
 // quantize.cpp
 std::tuple<tensor, tensor, tensor> quantize_rows(tensor x, bool symmetric);
 std::tuple<tensor, tensor, tensor, tensor> quantize_activation(tensor x, const std::string& format,
-                                                               const std::string& source,
-                                                               std::optional<tensor> other,
+                                                               const std::string& source, std::optional<tensor> other,
                                                                std::optional<tensor> weight, double epsilon,
                                                                std::optional<tensor> global_scale, bool power_of_two,
                                                                bool swizzled);

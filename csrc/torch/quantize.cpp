@@ -71,8 +71,7 @@ std::tuple<tensor, tensor, tensor> quantize_rows(tensor x, bool symmetric) {
 }
 
 std::tuple<tensor, tensor, tensor, tensor> quantize_activation(tensor x, const std::string& format,
-                                                               const std::string& source,
-                                                               std::optional<tensor> other,
+                                                               const std::string& source, std::optional<tensor> other,
                                                                std::optional<tensor> weight, double epsilon,
                                                                std::optional<tensor> global_scale, bool power_of_two,
                                                                bool swizzled) {

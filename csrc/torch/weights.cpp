@@ -36,9 +36,9 @@ void expect_positive(const char* first, int64_t a, const char* second, int64_t b
           ": both must be at least 1");
 }
 
-canonical_weight canonical(const execution& on, const tensor& codes, const tensor& scales, const std::optional<tensor>& zero_points,
-                           double global_scale, const std::string& format, int64_t n, int64_t k, int64_t group_n,
-                           int64_t group_k, const std::optional<tensor>& mins,
+canonical_weight canonical(const execution& on, const tensor& codes, const tensor& scales,
+                           const std::optional<tensor>& zero_points, double global_scale, const std::string& format,
+                           int64_t n, int64_t k, int64_t group_n, int64_t group_k, const std::optional<tensor>& mins,
                            const std::optional<tensor>& super_scales, const std::optional<tensor>& super_mins,
                            double scale_offset) {
   expect_positive("n", n, "k", k);

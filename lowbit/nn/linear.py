@@ -261,12 +261,17 @@ class Linear(nn.Module):
         device, before = fn(self._like).device, self.packed.device
         if device.type not in ("cpu", "cuda", "meta"):
             raise ValueError(f"device is {device}: lowbit has kernels for the CPU and for CUDA devices")
-        scale = self.input_scale
         repacked = None
         if device.type != before.type and "cuda" in (device.type, before.type):  # another layout
             repacked = self._repacked(device)
+        packed, scale = self.packed, self.input_scale
+        if repacked is not None:
             self._buffers["packed"] = None
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        try:
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        except BaseException:
+            self._buffers["packed"] = packed
+            raise
         if repacked is not None:
             self._buffers["packed"] = repacked.pack()
             self._hold(repacked)

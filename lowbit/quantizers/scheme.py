@@ -227,8 +227,8 @@ def _normal_scale_dtype(dtype: Any, fmt: formats.Format) -> str | None:
     return dtype
 
 
-# Weights as compressed-tensors' presets of the same name quantize them. FP8 is its FP8_DYNAMIC: a scale for every output
-# channel and for every row of activations.
+# Weights as compressed-tensors' presets of the same name quantize them. FP8 is its FP8_DYNAMIC: a scale for every
+# output channel and for every row of activations.
 PRESETS: dict[str, dict[str, Any]] = {
     "W4A16": {"format": "int4", "group_size": 128},
     "W4A16_ASYM": {"format": "int4", "group_size": 128, "symmetric": False},

@@ -131,7 +131,8 @@ TEST(a_level_caps_what_runs) {
     for (int32_t i = 0; i < lowbit_num_kernels(); ++i) {
       lowbit_kernel_info info;
       CHECK_EQ(lowbit_kernel_get(i, &info), LOWBIT_OK);
-      if (info.device == LOWBIT_CPU && level_of(info.isa) > isa) CHECK(!info.runnable, "%s under %s", info.name, lowbit_cpu_isa_name(isa));
+      if (info.device == LOWBIT_CPU && level_of(info.isa) > isa)
+        CHECK(!info.runnable, "%s under %s", info.name, lowbit_cpu_isa_name(isa));
     }
   }
   lowbit_set_cpu_isa(before);

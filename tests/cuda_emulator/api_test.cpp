@@ -311,7 +311,7 @@ TEST(a_description_survives_its_text) {
           "%s", text);
     CHECK_EQ(lowbit_weight_to_text(&w.description, text, 5), LOWBIT_INVALID_VALUE);
   }
-  for (const char* text : {"", "int4", "int4 4x4", "int4 4x4 1x4", "int5 4x4 1x4 float32", "int4 4x4 1x4 float33",
+  for (const char* text : {"", "int4", "int4 4x4", "int4 4x4 1x4", "int9 4x4 1x4 float32", "int4 4x4 1x4 float33",
                            "int4 4x 4 1x4 float32", "int4 4x4 1x4 float32 zero", "int4 4x4 1x4 float32 zero_points x",
                            "int4 -4x4 1x4 float32", "int4 0x4 1x4 float32", "int4 4x4 1x4 float32 ",
                            "int4 99999999999999999999x4 1x4 float32", "nf4 4x4 1x4 float32 zero_points",

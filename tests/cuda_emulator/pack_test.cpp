@@ -84,7 +84,7 @@ struct shape {
   int64_t n, k, group_n, group_k;
 };
 // Around strips of 64 rows, tiles of 16, steps of 128 columns; groups that are whole 16s and that are not.
-constexpr shape shapes[] = {{1, 1, 1, 1},      {7, 33, 1, 33},   {64, 128, 1, 32},  {65, 160, 3, 48},
+constexpr shape shapes[] = {{1, 1, 1, 1},      {7, 33, 1, 33},    {64, 128, 1, 32},   {65, 160, 3, 48},
                             {17, 200, 16, 24}, {80, 257, 128, 7}, {130, 96, 128, 128}};
 
 template <class Visit>
@@ -104,10 +104,10 @@ void for_each_problem(const Visit& visit) {
   }
 }
 
-#define CHECK_RAN(call)                                                         \
-  do {                                                                          \
-    CHECK_EQ(call, LOWBIT_OK);                                                  \
-    CHECK(emulator::failure().empty(), "%s", emulator::failure().c_str());      \
+#define CHECK_RAN(call)                                                    \
+  do {                                                                     \
+    CHECK_EQ(call, LOWBIT_OK);                                             \
+    CHECK(emulator::failure().empty(), "%s", emulator::failure().c_str()); \
   } while (false)
 
 size_t packed_size(const lowbit_weight& w) { return static_cast<size_t>(fragment_offsets_of(w).total); }

@@ -20,7 +20,7 @@ def weight(scheme: str | lowbit.Scheme, n: int, k: int) -> QuantizedTensor:
 
 
 def exact(x: torch.Tensor, w: QuantizedTensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """y in float64, and sum |x W|, by which errors are measured."""
+    """Y in float64, and sum |x W|, by which errors are measured."""
     x64, w64 = x.double(), w.dequantize().double()
     y = x64 @ w64.T
     return (y if bias is None else y + bias.double()), x64.abs() @ w64.abs().T

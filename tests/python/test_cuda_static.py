@@ -35,12 +35,12 @@ MEANT: dict[str, list[tuple[str, tuple[str, ...] | None, str]]] = {
     ],
     # Hopper's own: warpgroup products, x and packed weights by bulk copies.
     "sm90/weight_only.cu": [
-        ("weight_only", None, r"HGMMA\.64x\d+x16\.F32"),
-        ("weight_only", None, r"UBLKCP|UTMALDG"),
+        ("weight_only_kernel", None, r"HGMMA\.64x\d+x16\.F32"),
+        ("weight_only_kernel", None, r"UBLKCP|UTMALDG"),
     ],
-    "sm90/integer.cu": [("byte_x", None, r"IGMMA\.64x\d+x32\.S8\.S8")],
-    "sm90/fp8.cu": [("byte_x|fp8", None, r"QGMMA\.64x\d+x32\.F32\.E4M3\.E4M3")],
-    "sm90/fp8_lut16.cu": [("byte_x|fp8", None, r"QGMMA\.64x\d+x32\.F32\.E4M3\.E4M3")],
+    "sm90/integer.cu": [("byte_x_kernel", None, r"IGMMA\.64x\d+x32\.S8\.S8")],
+    "sm90/fp8.cu": [("byte_x_kernel|group_kernel", None, r"QGMMA\.64x\d+x32\.F32\.E4M3\.E4M3")],
+    "sm90/fp8_lut16.cu": [("byte_x_kernel|group_kernel", None, r"QGMMA\.64x\d+x32\.F32\.E4M3\.E4M3")],
     "sm89/fp8.cu": [
         ("bytes_\\w+_kernel", ("89", "120a"), r"QMMA\.16832\.F32\.E4M3\.E4M3"),
         ("bytes_tiled_kernel", None, r"LDGSTS\.E\.(\w+\.)*128"),
@@ -171,7 +171,9 @@ def archs_of(source: str) -> set[str]:
 
 def test_every_kernel_is_there_for_every_architecture(kernels: list[Kernel]) -> None:
     for source in SOURCES:
-        by_arch = {arch: {k.name for k in kernels if k.source == source and k.arch == arch} for arch in archs_of(source)}
+        by_arch = {
+            arch: {k.name for k in kernels if k.source == source and k.arch == arch} for arch in archs_of(source)
+        }
         assert all(by_arch.values()), source
         assert len({frozenset(names) for names in by_arch.values()}) == 1, source
 

@@ -1,5 +1,6 @@
 """CUDA without a GPU: fake tensors go where real ones would, the kernels that were built are listed, and who asks for a
-device hears why there is none. The numbers are tests/cuda_emulator's and tests/gpu's."""
+device hears why there is none. The numbers are tests/cuda_emulator's and tests/gpu's.
+"""
 
 from __future__ import annotations
 

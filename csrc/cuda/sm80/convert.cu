@@ -22,7 +22,8 @@ LOWBIT_KERNEL(threads, 1) void round_kernel(const convert_problem a) {
   uint16_t* const out = static_cast<uint16_t*>(a.out);
   for (int64_t row = cta_index(); row < a.m; row += num_ctas())
     for (int64_t k = thread_index(); k < a.k; k += threads)
-      global_store<uint16_t>(out + row * a.out_stride + k, f32_to_bf16(load_float(a.x, row * a.x_stride + k, a.x_dtype)));
+      global_store<uint16_t>(out + row * a.out_stride + k,
+                             f32_to_bf16(load_float(a.x, row * a.x_stride + k, a.x_dtype)));
 }
 
 // quantize_value of gemm/activation.h.

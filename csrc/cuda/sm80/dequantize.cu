@@ -70,7 +70,8 @@ LOWBIT_DEVICE float scale_number(const Arguments& a, const uint8_t* data, int64_
 }
 
 template <int bits, bool packed, class Arguments>
-LOWBIT_KERNEL(threads, 1) void dequantize_kernel(const Arguments a) {
+LOWBIT_KERNEL(threads, 1)
+void dequantize_kernel(const Arguments a) {
   const fragment_shape& s = a.shape;
   const scale_reader& r = a.numbers;
   const float global_scale = a.global_scale ? global_load<float>(a.global_scale) : a.given_global_scale;

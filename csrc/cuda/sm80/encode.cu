@@ -73,7 +73,8 @@ LOWBIT_DEVICE uint32_t encode_one(const encode_arguments& a, int64_t row, int64_
 }
 
 template <int bits>
-LOWBIT_KERNEL(threads, 1) void encode_kernel(const encode_arguments a) {
+LOWBIT_KERNEL(threads, 1)
+void encode_kernel(const encode_arguments a) {
   constexpr int codes = 8 / bits;  // of a byte
   for (int64_t row = cta_index(); row < a.n; row += num_ctas()) {
     for (int64_t byte = thread_index(); byte < a.row_bytes; byte += threads) {

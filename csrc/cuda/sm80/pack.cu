@@ -21,7 +21,8 @@ struct codes_arguments {
   int64_t row_bytes;
 };
 
-// Up to 16 packed columns that belong to one group: spans are whole 16s. Of these, `count` are columns k, k + 1, ... of W.
+// Up to 16 packed columns that belong to one group: spans are whole 16s. Of these, `count` are columns k, k + 1, ... of
+// W.
 struct column_run {
   int64_t k;
   int count;
@@ -44,8 +45,8 @@ LOWBIT_DEVICE uint32_t canonical_code(const codes_arguments& a, int64_t row, int
 
 // The word of packed codes that lane (g, t) holds as number `word` of its tile: layout/fragments.h has the table.
 template <int bits>
-LOWBIT_DEVICE uint32_t fragment_word(const codes_arguments& a, int64_t first_row, int64_t first_column, int word,
-                                     int g, int t) {
+LOWBIT_DEVICE uint32_t fragment_word(const codes_arguments& a, int64_t first_row, int64_t first_column, int word, int g,
+                                     int t) {
   const auto code = [&](const column_run& run, int half, int column) -> uint32_t {  // column: of the 16
     const int64_t row = first_row + g + 8 * half;
     return row < a.shape.n && column < run.count ? canonical_code<bits>(a, row, run.k + column) : 0;
@@ -71,7 +72,8 @@ LOWBIT_DEVICE uint32_t fragment_word(const codes_arguments& a, int64_t first_row
 }
 
 template <int bits>
-LOWBIT_KERNEL(threads, 1) void pack_codes_kernel(const codes_arguments a) {
+LOWBIT_KERNEL(threads, 1)
+void pack_codes_kernel(const codes_arguments a) {
   const int64_t chunk = static_cast<int64_t>(cta_index()) * threads + thread_index();  // 16 bytes: what one lane holds
   const int64_t tile = chunk / 32, row_tiles = strip_rows / fragment_rows;
   const int64_t strip = tile / row_tiles / a.shape.tiles, along_k = tile / row_tiles % a.shape.tiles;
@@ -84,7 +86,8 @@ LOWBIT_KERNEL(threads, 1) void pack_codes_kernel(const codes_arguments a) {
 }
 
 template <int bits>
-LOWBIT_KERNEL(threads, 1) void unpack_codes_kernel(const codes_arguments a) {
+LOWBIT_KERNEL(threads, 1)
+void unpack_codes_kernel(const codes_arguments a) {
   constexpr int codes = 8 / bits;  // of a byte
   for (int64_t row = cta_index(); row < a.shape.n; row += num_ctas()) {
     for (int64_t byte = thread_index(); byte < a.row_bytes; byte += threads) {
@@ -112,7 +115,8 @@ struct sums_arguments {
 };
 
 template <int bits>
-LOWBIT_KERNEL(threads, 1) void column_sums_kernel(const sums_arguments a) {
+LOWBIT_KERNEL(threads, 1)
+void column_sums_kernel(const sums_arguments a) {
   const fragment_shape& s = a.codes.shape;
   const int64_t index = static_cast<int64_t>(cta_index()) * (threads / 32) + warp_index();
   const int64_t row = index / strip_rows / s.groups * strip_rows + index % strip_rows;
@@ -141,7 +145,8 @@ struct numbers_arguments {
 };
 
 template <class T>
-LOWBIT_KERNEL(threads, 1) void pack_numbers_kernel(const numbers_arguments a) {
+LOWBIT_KERNEL(threads, 1)
+void pack_numbers_kernel(const numbers_arguments a) {
   const int64_t index = static_cast<int64_t>(cta_index()) * threads + thread_index();
   if (index >= a.count) return;
   const int64_t row = index / a.block / a.columns * a.block + index % a.block, column = index / a.block % a.columns;
@@ -152,7 +157,8 @@ LOWBIT_KERNEL(threads, 1) void pack_numbers_kernel(const numbers_arguments a) {
 }
 
 template <class T>
-LOWBIT_KERNEL(threads, 1) void unpack_numbers_kernel(const numbers_arguments a) {
+LOWBIT_KERNEL(threads, 1)
+void unpack_numbers_kernel(const numbers_arguments a) {
   const int64_t index = static_cast<int64_t>(cta_index()) * threads + thread_index();
   if (index >= a.count) return;
   const int64_t row = index / a.columns * a.group_n, column = index % a.columns;
@@ -216,8 +222,7 @@ struct region {
 };
 
 template <bool packing>
-lowbit_status move_regions(const packed_plan& plan, const lowbit_weight_arrays& arrays, uint8_t* packed,
-                           void* stream) {
+lowbit_status move_regions(const packed_plan& plan, const lowbit_weight_arrays& arrays, uint8_t* packed, void* stream) {
   const format_row& f = *plan.format;
   const packed_regions r = plan.regions();
   const super_count supers(f, *plan.shape, plan.block);
@@ -250,8 +255,8 @@ struct device_weight {
   packed_plan plan;  // points to shape
   explicit device_weight(const lowbit_weight& w)
       : shape(fragment_shape_of(w)),
-        plan{&format_at(w.format), &shape,        packed_layout::fragments, strip_rows, shape.code_bytes(),
-             w.scale_dtype,        w.zero_points != nullptr, format_at(w.format).integer()} {}
+        plan{&format_at(w.format), &shape,        packed_layout::fragments, strip_rows,
+             shape.code_bytes(),   w.scale_dtype, w.zero_points != nullptr, format_at(w.format).integer()} {}
   device_weight(const device_weight&) = delete;
 };
 
