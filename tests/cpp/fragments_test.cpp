@@ -118,7 +118,7 @@ TEST(packed_codes_lie_where_the_index_says) {
   int turn = 0;
   for_each_format([&](const char* format) {
     for_each_shape([&](int64_t n, int64_t k, int64_t group_k) {
-      if (++turn % (slow ? 41 : 11)) return;
+      if (++turn % (sanitized ? 41 : 11)) return;
       const canonical_weight w = random_weight(options_of(format, n, k, group_k, turn), random);
       thread_pool threads(turn % 3 + 1);
       const exact_bytes packed = pack(w, &threads.parallel);
@@ -149,7 +149,7 @@ TEST(unpacking_and_dequantizing_invert_packing) {
   int turn = 0;
   for_each_format([&](const char* format) {
     for_each_shape([&](int64_t n, int64_t k, int64_t group_k) {
-      if (++turn % (slow ? 29 : 5)) return;
+      if (++turn % (sanitized ? 29 : 5)) return;
       canonical_weight w = random_weight(options_of(format, n, k, group_k, turn), random);
       thread_pool threads(turn % 3 + 1);
       const exact_bytes packed = pack(w, &threads.parallel);
