@@ -66,6 +66,8 @@ inline constexpr uint32_t all_recipes = bit(recipe::lut4) | bit(recipe::lut16) |
                                         bit(recipe::narrow_minifloat);
 inline constexpr uint32_t integer_recipes =
     bit(recipe::lut4) | bit(recipe::lut16) | bit(recipe::linear) | bit(recipe::narrow_linear);
+// What a row must state beside recipes, in the same mask, to be given such formats.
+inline constexpr uint32_t minima = 1u << 30, two_levels = 1u << 31, every_scale_rule = minima | two_levels;
 inline constexpr uint32_t float_dtypes = bit(LOWBIT_F32) | bit(LOWBIT_F16) | bit(LOWBIT_BF16);
 
 // 64-byte aligned memory of the calling thread, kept from call to call; null when there is none. `slot` tells the

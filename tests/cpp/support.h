@@ -290,7 +290,9 @@ void for_each_runnable_kernel(lowbit_family family, const Visit& visit) {
 }
 
 inline bool takes(const lowbit::kernel_row& row, const char* format) {
-  return row.recipes & lowbit::bit(lowbit::format_at(lowbit::find_format(format)).decode);
+  const lowbit::format_row& f = lowbit::format_at(lowbit::find_format(format));
+  return row.recipes & lowbit::bit(f.decode) && (!f.minimum || row.recipes & lowbit::minima) &&
+         (!f.two_levels() || row.recipes & lowbit::two_levels);
 }
 inline bool takes(const lowbit::kernel_row& row, lowbit_dtype x) { return row.x_dtypes & lowbit::bit(x); }
 inline bool rounds_to_bf16(const lowbit::kernel_row& row) { return std::strstr(row.name, "_bf16_") != nullptr; }
