@@ -136,3 +136,29 @@ TEST(integer_accesses) {
   const std::string worst = emulator::worse_than(1.0, 4.0);
   CHECK(worst.empty(), "%s", worst.c_str());
 }
+
+// Something takes every problem, on the smallest chip too, and few rows of x go to the kernel made for them.
+TEST(integer_choice) {
+  for (const lowbit::cuda::device_info& device :
+       {lowbit::cuda::device_info{86, 84, 99 << 10, 6 << 20}, lowbit::cuda::device_info{90, 132, 227 << 10, 50 << 20}})
+    for (const int64_t m : {1, 8, 9, 16, 17, 33, 64, 65, 500, 20000})
+      for (const int64_t n : {1, 4096, 30000})
+        for (const int64_t group_k : {16, 48, 128, 4096}) {
+          const lowbit::format_row format = integer_format(4);
+          float scale = 1;
+          lowbit::cuda::gemm_problem p{};
+          p.w.shape = fragment_shape::of(n, 4096, 1, group_k, 4);
+          p.w.format = &format;
+          p.m = m;
+          p.x_dtype = LOWBIT_I8;
+          p.x_scale = &scale;
+          p.num_x_scales = 1;
+          const lowbit::cuda::kernel_row* chosen = nullptr;
+          for (int r = 0; r < num_integer_rows && !chosen; ++r)
+            if (!integer_rows[r].refuses(p, device)) chosen = &integer_rows[r];
+          CHECK(chosen, "nobody takes %lld x %lld, groups of %lld", static_cast<long long>(m),
+                static_cast<long long>(n), static_cast<long long>(group_k));
+          if (chosen && m <= 8) CHECK_EQ(chosen->mr, 8);
+          if (chosen && m >= 500) CHECK(chosen->mr >= 64, "%s", chosen->name);
+        }
+}

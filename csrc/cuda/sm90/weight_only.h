@@ -108,7 +108,7 @@ LOWBIT_DEVICE void load_weights(const weight_only_arguments& a, uint32_t (&fragm
       if (g != group) s = scales_of<T>(a, groups, scales, group = g, at);
     }
     const u32x4 words = lane.words(i);
-    decode<typename T::x_type, typename T::codes>(fragments[i], words, lane.columns(i), s, a.constants);
+    decode<typename T::x_type, typename T::codes>(fragments[i], words, lane.columns(i), s, s, a.constants);
   }
 }
 
