@@ -295,6 +295,58 @@ TEST(shapes_that_no_chip_has) {
                            "sm_80 has 166912");
 }
 
+// Split-K: each CTA leaves a part; the last to come, which the counter tells, adds them up. In order, whoever is last.
+struct split_arguments {
+  uint32_t *parts, *counter, *y;
+};
+
+template <bug planted>
+LOWBIT_KERNEL(32, 1)
+void split_kernel(const split_arguments p) {
+  const int lane = lane_index();
+  global_store<uint32_t>(p.parts + cta_index() * 32 + lane, static_cast<uint32_t>(cta_index() + lane));
+  sync_warp();
+  uint32_t before = 0;
+  if (planted == bug::missing_barrier) {  // the last CTA takes itself for the last to come
+    before = static_cast<uint32_t>(cta_index());
+  } else {
+    if (lane == 0) before = atomic_add_release(p.counter, 1);
+    before = shuffle(before, 0);
+  }
+  if (before + 1 < static_cast<uint32_t>(num_ctas())) return;
+  uint32_t sum = 0;
+  for (int i = 0; i < num_ctas(); ++i) sum += global_load<uint32_t>(p.parts + i * 32 + lane);
+  global_store<uint32_t>(p.y + lane, sum);
+}
+
+TEST(races_between_ctas) {
+  emulator::buffer<uint32_t> parts(8 * 32), counter(1), y(32);
+  const launch_shape shape{.grid_x = 8, .threads = 32};
+  const split_arguments arguments{parts.data(), counter.data(), y.data()};
+  for (uint32_t seed = 0; seed < 6; ++seed) {
+    counter.fill(0);
+    parts.clear();
+    if (!passes<split_kernel<bug::none>>(shape, arguments, seed)) return;
+    const std::vector<uint32_t> got = y.values();
+    for (uint32_t lane = 0; lane < 32; ++lane) CHECK_EQ(got[lane], 28 + 8 * lane);
+  }
+  expect<split_kernel<bug::missing_barrier>>(shape, arguments, "race: global_load");
+  emulator::options options;
+  options.races = false;
+  const emulator::with with(options);
+  CHECK_EQ(launch<split_kernel<bug::missing_barrier>>(shape, arguments), LOWBIT_OK);
+}
+
+LOWBIT_KERNEL(32, 1) void same_output_kernel(const output p) { global_store<uint32_t>(p.y + lane_index(), 1); }
+
+TEST(two_ctas_that_write_the_same_bytes) {
+  emulator::buffer<uint32_t> y(32);
+  expect<same_output_kernel>(launch_shape{.grid_x = 2, .threads = 32}, output{y.data()},
+                             "race: global_store at byte 0");
+  passes<same_output_kernel>(launch_shape{.grid_x = 1, .threads = 32}, output{y.data()});
+  passes<same_output_kernel>(launch_shape{.grid_x = 1, .threads = 32}, output{y.data()});  // another launch may
+}
+
 // ---- tensor copies and wgmma ------------------------------------------------------------------------------------
 
 struct hopper_arguments {

@@ -146,7 +146,7 @@ void issue(std::unique_ptr<copy> work, uint16_t ctas, const char* what, place wh
     }
     work->to.push_back(&c);
   }
-  for (const piece& p : work->pieces) check_global(p.global, p.valid, 1, false, what, where);
+  for (const piece& p : work->pieces) check_global(p.global, p.valid, 1, use::read, what, where);
   work->where = text_of(where);
   group.pending.push_back(std::move(work));
 }

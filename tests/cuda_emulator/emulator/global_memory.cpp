@@ -15,6 +15,8 @@ struct range {
   size_t bytes;
   std::vector<uint8_t> written;
   bool read_only = false;
+  uint64_t launch = 0;           // that `writer` is about
+  std::vector<uint32_t> writer;  // 1 + CTA that wrote the byte in this launch
 };
 
 bool host_memory = false;
@@ -141,28 +143,44 @@ namespace {
 
 }  // namespace
 
-void check_global(const void* address, int bytes, int alignment, bool write, const char* what, place where) {
+void check_global(const void* address, int bytes, int alignment, use how, const char* what, place where) {
   if (reinterpret_cast<uintptr_t>(address) % static_cast<unsigned>(alignment))
     error(where, "%s: misaligned global address %p, should be a multiple of %d", what, address, alignment);
   if (bytes == 0) return;
   range* const r = find(address);
   if (!r && host_memory) {
-    if (write) running->made_progress();
+    if (how == use::write) running->made_progress();
     return;
   }
   if (!r) outside(address, bytes, what, where);
   const auto offset = static_cast<size_t>(static_cast<const uint8_t*>(address) - r->data);
   if (offset + static_cast<size_t>(bytes) > r->bytes) outside(address, bytes, what, where);
   uint8_t* const state = &r->written[offset];
-  if (write) {
-    if (r->read_only) error(where, "%s at byte %zu of a buffer that kernels may only read", what, offset);
-    std::memset(state, 1, static_cast<size_t>(bytes));
-    running->made_progress();
-  } else {
+  if (how == use::write && r->read_only)
+    error(where, "%s at byte %zu of a buffer that kernels may only read", what, offset);
+  if (how != use::write)
     for (int i = 0; i < bytes; ++i)
       if (!state[i])
         error(where, "%s of byte %zu of a buffer of %zu, which nobody has written", what,
               offset + static_cast<size_t>(i), r->bytes);
+  if (how == use::write) {
+    std::memset(state, 1, static_cast<size_t>(bytes));
+    running->made_progress();
+  }
+  if (how == use::atomic || !running->wanted().races) return;
+  if (r->launch != running->id()) {
+    if (how == use::read) return;
+    r->launch = running->id();
+    r->writer.assign(r->bytes, 0);
+  }
+  const cta& mine = *self->owner->owner;
+  uint32_t* const writer = &r->writer[offset];
+  for (int i = 0; i < bytes; ++i) {
+    if (writer[i] && writer[i] != mine.linear + 1 && !running->has_seen(mine, writer[i] - 1))
+      error(where,
+            "race: %s at byte %zu of a buffer of %zu, which CTA %u has written; no release and acquire order the two",
+            what, offset + static_cast<size_t>(i), r->bytes, writer[i] - 1);
+    if (how == use::write) writer[i] = mine.linear + 1;
   }
 }
 

@@ -1,6 +1,7 @@
 #include "emulator/machine.h"
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cstdarg>
 #include <cstdio>
@@ -308,10 +309,45 @@ void machine::cluster_barrier(place where) {
   collective(execute, &unused, "cluster_sync", where);
 }
 
+// ---- between CTAs ----------------------------------------------------------------------------------------------
+
+namespace {
+
+void unite(std::vector<bool>& to, const std::vector<bool>& from) {
+  if (to.size() < from.size()) to.resize(from.size());
+  for (size_t i = 0; i < from.size(); ++i)
+    if (from[i]) to[i] = true;
+}
+
+}  // namespace
+
+void machine::release_to(const void* address) {
+  const uint32_t mine = self->owner->owner->linear;
+  cta_set& set = released_[address];
+  const auto known = seen_.find(mine);
+  if (known != seen_.end()) unite(set, known->second);
+  if (set.size() <= mine) set.resize(mine + 1);
+  set[mine] = true;
+}
+
+void machine::acquire_from(const void* address) {
+  const auto found = released_.find(address);
+  if (found != released_.end()) unite(seen_[self->owner->owner->linear], found->second);
+}
+
+bool machine::has_seen(const cta& who, uint32_t other) const {
+  const auto size = static_cast<uint32_t>(request_.cluster);
+  if (who.linear / size == other / size) return true;  // of a cluster: cluster_sync orders them, which is not tracked
+  const auto found = seen_.find(who.linear);
+  return found != seen_.end() && other < found->second.size() && found->second[other];
+}
+
 // ---- grids -----------------------------------------------------------------------------------------------------
 
 machine::machine(const launch_request& request, const options& wanted)
     : request_(request), options_(wanted), random_(wanted.seed) {
+  static std::atomic<uint64_t> launches{0};
+  id_ = ++launches;
   if (!options_.arch) options_.arch = request.compiled_arch / 10;
 }
 
@@ -332,6 +368,7 @@ void machine::prepare(cluster& group, int64_t index) {
     const int64_t linear = index * size + rank;
     c.owner = &group;
     c.rank = rank;
+    c.linear = static_cast<uint32_t>(linear);
     c.index[0] = static_cast<int>(linear % request_.grid[0]);
     c.index[1] = static_cast<int>(linear / request_.grid[0] % request_.grid[1]);
     c.index[2] = static_cast<int>(linear / request_.grid[0] / request_.grid[1]);

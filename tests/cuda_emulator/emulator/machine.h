@@ -117,6 +117,7 @@ struct cta {
   cluster* owner = nullptr;
   int rank = 0;  // in the cluster
   int index[3] = {};
+  uint32_t linear = 0;  // in the grid
   std::vector<std::unique_ptr<warp>> warps;
   int num_warps = 0;
   int live_threads = 0;
@@ -162,6 +163,13 @@ class machine {
   bool coin(unsigned of) { return seeded() && random_() % of == 0; }
   cluster& current_cluster() { return *self->owner->owner->owner; }
 
+  uint64_t id() const { return id_; }  // of the launch
+
+  // Between CTAs: release_to() leaves at an address what the current one has seen, acquire_from() takes it.
+  void release_to(const void* address);
+  void acquire_from(const void* address);
+  bool has_seen(const cta& who, uint32_t other) const;
+
   void made_progress() { ++progress_; }
   void phase_completed() { ++phases_; }  // of an mbarrier: who waits for one looks again
 
@@ -197,6 +205,10 @@ class machine {
   std::string report_;
   bool failed_ = false;
   uint64_t progress_ = 0, phases_ = 0;
+  uint64_t id_;
+  using cta_set = std::vector<bool>;
+  std::map<uint32_t, cta_set> seen_;         // by each CTA that has acquired something
+  std::map<const void*, cta_set> released_;  // at each address
 };
 
 // Ends the launch with an error at the current lane.

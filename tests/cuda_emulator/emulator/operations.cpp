@@ -19,13 +19,13 @@ uint64_t number(const void* address) { return reinterpret_cast<uintptr_t>(addres
 // ---- loads and stores ------------------------------------------------------------------------------------------
 
 void load_global(void* value, const void* address, int bytes, const char* what, place where) {
-  check_global(address, bytes, bytes, false, what, where);
+  check_global(address, bytes, bytes, use::read, what, where);
   note(global_read, number(address), bytes, where);
   std::memcpy(value, address, static_cast<size_t>(bytes));
 }
 
 void store_global(void* address, const void* value, int bytes, const char* what, place where) {
-  check_global(address, bytes, bytes, true, what, where);
+  check_global(address, bytes, bytes, use::write, what, where);
   note(global_write, number(address), bytes, where);
   std::memcpy(address, value, static_cast<size_t>(bytes));
 }
@@ -49,21 +49,27 @@ void store_shared(uint32_t address, const void* value, int bytes, place where) {
 uint32_t load_acquire(const uint32_t* address, place where) {
   running->spin("global_load_acquire", where);
   uint32_t value;
-  check_global(address, 4, 4, false, "global_load_acquire", where);
+  check_global(address, 4, 4, use::atomic, "global_load_acquire", where);
+  running->acquire_from(address);
   std::memcpy(&value, address, 4);
   return value;
 }
 
 void store_release(uint32_t* address, uint32_t value, place where) {
-  check_global(address, 4, 4, true, "global_store_release", where);
+  check_global(address, 4, 4, use::write, "global_store_release", where);
+  running->release_to(address);
   std::memcpy(address, &value, 4);
 }
 
 uint32_t atomic_add(uint32_t* address, uint32_t value, place where) {
+  check_global(address, 4, 4, use::atomic, "atomic_add_release", where);
+  running->acquire_from(address);
+  running->release_to(address);
+  running->made_progress();
   uint32_t before;
-  check_global(address, 4, 4, false, "atomic_add_release", where);
   std::memcpy(&before, address, 4);
-  store_release(address, before + value, where);
+  const uint32_t after = before + value;
+  std::memcpy(address, &after, 4);
   return before;
 }
 
@@ -72,7 +78,7 @@ uint32_t atomic_add(uint32_t* address, uint32_t value, place where) {
 void copy_async(uint32_t shared_address, const void* global, int bytes, int valid_bytes, place where) {
   if (valid_bytes < 0 || valid_bytes > bytes)
     error(where, "async_copy of %d bytes with %d valid ones", bytes, valid_bytes);
-  check_global(global, valid_bytes, bytes, false, "async_copy", where);
+  check_global(global, valid_bytes, bytes, use::read, "async_copy", where);
   shared_memory& shared = self->owner->owner->shared;
   shared.check_range(shared_address, bytes, bytes, "async_copy", where);
   shared.begin_write(*self, shared_address, bytes, false, "async_copy", where);
@@ -91,7 +97,7 @@ void wait_copies(int pending_groups) {
   shared_memory& shared = me.owner->owner->shared;
   while (static_cast<int>(me.groups.size()) > pending_groups) {
     for (const copy_in_flight& copy : me.groups.front()) {
-      check_global(copy.global, copy.valid, 1, false, "async_copy", copy.where);
+      check_global(copy.global, copy.valid, 1, use::read, "async_copy", copy.where);
       shared.cancel_write(copy.shared, copy.bytes);
       shared.write(me, copy.shared, copy.bytes, "async_copy", copy.where);
       uint8_t* const to = shared.bytes(copy.shared);
