@@ -157,7 +157,7 @@ bias = rng.standard_normal(n, dtype="float32")
 y = lowbit.cupy.linear(x, w, bias, out_dtype="float32")
 assert abs(y - (x.astype("float32") @ weight.T + bias)).max() < 0.02
 y = lowbit.cupy.linear(x, w, bias, family="integer", out_dtype="float32")
-assert abs(y - (x.astype("float32") @ weight.T + bias)).max() < 0.1
+assert abs(y - (x.astype("float32") @ weight.T + bias)).max() < 0.5  # x is rounded to 8 bits
 assert len(asked) == 4
 for bad in (x[:, :-1], x.astype("float64"), x[0]):
     try: lowbit.cupy.linear(bad, w)
