@@ -17,11 +17,22 @@ struct avx2_vectors {
   static constexpr int lanes = 8, bytes = 32;
   // 12 sums + 3 of x + 1 of W are the 16 registers.
   static constexpr int mr = 3, nr = 4, mr_integer = 2, nr_integer = 4;
+  static constexpr int direct_sums = 8;
   static constexpr int64_t panels_at_once = 4;
 
   static f32 zero() { return _mm256_setzero_ps(); }
   static f32 set1(float x) { return _mm256_set1_ps(x); }
   static f32 load(const float* p) { return _mm256_loadu_ps(p); }
+  static f32 load_f16(const uint16_t* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  // 1 or 2 equal parts, part i of p[i * stride]
+  template <int Parts>
+  static f32 spread(const float* p, int64_t stride) {
+    static_assert(Parts == 1 || Parts == 2);
+    if constexpr (Parts == 1) return set1(*p);
+    return _mm256_blend_ps(set1(p[0]), set1(p[stride]), 0xf0);
+  }
   static void store(float* p, f32 x) { _mm256_storeu_ps(p, x); }
   static f32 mul(f32 a, f32 b) { return _mm256_mul_ps(a, b); }
   static f32 sub(f32 a, f32 b) { return _mm256_sub_ps(a, b); }

@@ -1,3 +1,4 @@
+#include "cpu/avx512_vnni/bf16.h"
 #include "cpu/avx512_vnni/vectors.h"
 #include "cpu/generic/integer.h"
 #include "cpu/generic/weight_only.h"
@@ -5,8 +6,10 @@
 namespace lowbit::cpu::avx512_vnni {
 
 extern const kernel_row kernels[] = {
+    {"weight_only_bf16_avx512_vnni_6x4", LOWBIT_WEIGHT_ONLY, "avx512_bf16 fast_avx512_bf16", all_recipes,
+     bit(LOWBIT_F16) | bit(LOWBIT_BF16), 6, 4, 32, true, weight_only<bf16_arithmetic>},
     {"weight_only_f32_avx512_vnni_6x4", LOWBIT_WEIGHT_ONLY, "", all_recipes, float_dtypes, 6, 4, 16, true,
-     weight_only_f32<avx512_vectors>},
+     weight_only<f32_arithmetic<avx512_vectors>>},
     {"integer_avx512_vnni_6x4", LOWBIT_INTEGER, "", bit(recipe::lut16) | bit(recipe::linear),
      float_dtypes | bit(LOWBIT_I8), 6, 4, 64, true, integer<avx512_vectors>},
 };

@@ -13,11 +13,28 @@ struct avx512_vectors {
   static constexpr int lanes = 16, bytes = 64;
   // 24 sums + 6 of x + 1 of W of 32 registers.
   static constexpr int mr = 6, nr = 4, mr_integer = 6, nr_integer = 4;
+  static constexpr int direct_sums = 24;
   static constexpr int64_t panels_at_once = 4;
 
   static f32 zero() { return _mm512_setzero_ps(); }
   static f32 set1(float x) { return _mm512_set1_ps(x); }
   static f32 load(const float* p) { return _mm512_loadu_ps(p); }
+  static f32 load_f16(const uint16_t* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  // 2 or 4 equal parts, part i of p[i * stride]
+  template <int Parts>
+  static f32 spread(const float* p, int64_t stride) {
+    static_assert(Parts == 2 || Parts == 4);
+    constexpr int part = 16 / Parts;
+    f32 v = set1(p[0]);
+    v = _mm512_mask_mov_ps(v, 0xffff << part & 0xffff, set1(p[stride]));
+    if constexpr (Parts == 4) {
+      v = _mm512_mask_mov_ps(v, 0xff00, set1(p[2 * stride]));
+      v = _mm512_mask_mov_ps(v, 0xf000, set1(p[3 * stride]));
+    }
+    return v;
+  }
   static void store(float* p, f32 x) { _mm512_storeu_ps(p, x); }
   static f32 mul(f32 a, f32 b) { return _mm512_mul_ps(a, b); }
   static f32 sub(f32 a, f32 b) { return _mm512_sub_ps(a, b); }

@@ -34,7 +34,23 @@ inline const T* chunk_of_row(const packed_shape& s, const T* row, int64_t c, T* 
   return padded;
 }
 
+template <int I>
+struct constant {
+  static constexpr int value = I;
+};
+
+// Scales that packing has found finite, without branches, so that 16 of them are a few vectors.
+LOWBIT_INLINE float finite_e8m0(uint8_t bits) {
+  const uint32_t exponent = bits;
+  return __builtin_bit_cast(float, exponent << 23 | (exponent ? 0 : 0x400000u));  // 2^-127 is denormal
+}
+LOWBIT_INLINE float finite_e4m3(uint8_t bits) {
+  const uint32_t magnitude = (bits & 0x7fu) << 20, sign = (bits & 0x80u) << 24;
+  return __builtin_bit_cast(float, magnitude | sign) * 0x1p120f;
+}
+
 // Scales and zero points of a panel's 16 rows for one group, as fp32. One switch for all of them.
+template <class V>
 inline void panel_scales(const packed_view& w, int64_t panel, int64_t group, float scale[panel_rows],
                          float zero[panel_rows]) {
   const int64_t first = w.shape.scale_index(panel * panel_rows, group);
@@ -42,13 +58,75 @@ inline void panel_scales(const packed_view& w, int64_t panel, int64_t group, flo
     case LOWBIT_F32:
       std::memcpy(scale, static_cast<const float*>(w.scales) + first, panel_rows * sizeof(float));
       break;
+    case LOWBIT_F16:
+      for (int r = 0; r < panel_rows; r += V::lanes)
+        V::store(scale + r, V::load_f16(static_cast<const uint16_t*>(w.scales) + first + r));
+      break;
     case LOWBIT_BF16:
       for (int r = 0; r < panel_rows; ++r) scale[r] = bf16_to_f32(static_cast<const uint16_t*>(w.scales)[first + r]);
+      break;
+    case LOWBIT_E8M0:
+      for (int r = 0; r < panel_rows; ++r) scale[r] = finite_e8m0(static_cast<const uint8_t*>(w.scales)[first + r]);
+      break;
+    case LOWBIT_E4M3:
+      for (int r = 0; r < panel_rows; ++r) scale[r] = finite_e4m3(static_cast<const uint8_t*>(w.scales)[first + r]);
       break;
     default:
       for (int r = 0; r < panel_rows; ++r) scale[r] = load_as_f32(w.scales, first + r, w.scale_dtype);
   }
   for (int r = 0; r < panel_rows; ++r) zero[r] = w.zero_points ? static_cast<float>(w.zero_points[first + r]) : 0.0f;
+}
+
+// The same for every `Unit` columns of a run.
+template <class V, int Unit, int64_t Columns>
+struct run_scales {
+  alignas(64) float scale[Columns / Unit][panel_rows];
+  alignas(64) float zero[Columns / Unit][panel_rows];
+
+  void load(const packed_view& w, int64_t panel, int64_t column, int64_t columns) {
+    const packed_shape& s = w.shape;
+    int64_t group = s.group_of_column(column), end = (group + 1) * s.span;
+    for (int64_t i = 0; i < columns / Unit; ++i) {
+      const bool same = column + i * Unit < end;
+      if (i > 0 && (same || group + 1 == s.groups)) {
+        std::memcpy(scale[i], scale[i - 1], sizeof scale[i]);
+        std::memcpy(zero[i], zero[i - 1], sizeof zero[i]);
+        continue;
+      }
+      if (!same && group + 1 < s.groups) {
+        ++group;
+        end += s.span;
+      }
+      panel_scales<V>(w, panel, group, scale[i], zero[i]);
+    }
+  }
+};
+
+// f(recipe, unit, zero) as constants: what decides how a weight is decoded.
+template <class F>
+LOWBIT_INLINE void with_decoding(const packed_view& w, const F& f) {
+  const packed_shape& s = w.shape;
+  const auto by_unit = [&](auto decode, auto zero) {
+    if (decode.value == static_cast<int>(recipe::lut16) && (s.groups == 1 || s.span % 128 == 0))
+      f(decode, constant<128>{}, zero);
+    else if (s.unit == 64)
+      f(decode, constant<64>{}, zero);
+    else if (s.unit == 32)
+      f(decode, constant<32>{}, zero);
+    else
+      f(decode, constant<16>{}, zero);
+  };
+  constexpr constant<static_cast<int>(recipe::lut16)> lut16;
+  constexpr constant<static_cast<int>(recipe::linear)> linear;
+  constexpr constant<static_cast<int>(recipe::minifloat)> minifloat;
+  if (w.format->decode == recipe::minifloat)
+    by_unit(minifloat, constant<0>{});
+  else if (w.format->decode == recipe::linear)
+    by_unit(linear, constant<1>{});
+  else if (w.zero_points)
+    by_unit(lut16, constant<1>{});
+  else
+    by_unit(lut16, constant<0>{});
 }
 
 // One row of x, 16 outputs from n on:   y = fma(sum, factor, bias)

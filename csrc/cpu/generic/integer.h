@@ -127,11 +127,12 @@ inline void dot_rows_integer(int64_t rows, const int8_t* q, int64_t q_stride, co
 }
 
 // One panel: sums of a segment to fp32.   y[m][r] = fma(float(exact), scale[r], y[m][r])
+template <class V>
 inline void scale_segment(const gemm_problem& p, const integer_axis& axis, const quantized_matrix& x, int64_t panel,
                           int64_t segment, const int32_t* exact, float* y) {
   const int64_t group = axis.group_of_segment(segment);
   float scale[panel_rows], zero[panel_rows];
-  panel_scales(p.w, panel, group, scale, zero);
+  panel_scales<V>(p.w, panel, group, scale, zero);
   int32_t offset[panel_rows], weight_sum[panel_rows] = {};
   int32_t columns = 0;
   for (int64_t step = axis.first_step(segment); step < axis.first_step(segment) + axis.steps_of(segment); ++step)
@@ -195,7 +196,7 @@ lowbit_status integer_panels(const gemm_problem& p, const integer_axis& axis, co
           }
         }
         for (int64_t i = 0; i < panels; ++i)
-          scale_segment(p, axis, x, panel + i, segment, exact + i * sums, y + i * sums);
+          scale_segment<V>(p, axis, x, panel + i, segment, exact + i * sums, y + i * sums);
       }
       for (int64_t i = 0; i < panels; ++i)
         for (int64_t m = 0; m < p.m; ++m)
