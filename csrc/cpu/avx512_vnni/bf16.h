@@ -42,7 +42,7 @@ class bf16_decoder {
   }
 
   void begin(int64_t panel, int64_t column, int64_t columns) {
-    scales.load(w, panel, column, columns);
+    run_scales<avx512_vectors, Unit, Zero>(w, panel, column, columns, scales, zeros);
     lines = w.codes + w.shape.block_offset(panel, column / block_k);
   }
 
@@ -58,7 +58,7 @@ class bf16_decoder {
       f(2, lookup(_mm512_srli_epi16(codes, 4), high));
       f(3, lookup(_mm512_srli_epi16(codes, 12), high));
     } else {
-      const __m512 scale = spread(scales.scale, block, r);
+      const __m512 scale = spread(scales, block, r);
       f(0, round_bf16(scaled<0>(codes, scale, block, r), scaled<1>(codes, scale, block, r)));
       f(1, round_bf16(scaled<2>(codes, scale, block, r), scaled<3>(codes, scale, block, r)));
     }
@@ -73,12 +73,13 @@ class bf16_decoder {
   const uint8_t* lines = nullptr;
   __m512 values, rebias;
   __m512i group_bits, minifloat_shift, minifloat_bits;
-  run_scales<avx512_vectors, Unit, Depth> scales;
+  alignas(64) float scales[Depth / Unit][panel_rows];
+  alignas(64) float zeros[Zero ? Depth / Unit : 1][panel_rows];
 
   LOWBIT_INLINE __m512 scaled_values(int64_t i, int r) const {
     __m512 v = values;
-    if (Zero) v = _mm512_sub_ps(v, _mm512_set1_ps(scales.zero[i][r]));
-    return _mm512_mul_ps(v, _mm512_set1_ps(scales.scale[i][r]));
+    if (Zero) v = _mm512_sub_ps(v, _mm512_set1_ps(zeros[i][r]));
+    return _mm512_mul_ps(v, _mm512_set1_ps(scales[i][r]));
   }
   LOWBIT_INLINE row_table table(int64_t c, int r) const {
     const int64_t i = c * chunk / Unit;
@@ -111,7 +112,7 @@ class bf16_decoder {
     if constexpr (Recipe == recipe::linear) {
       const __m512i byte = _mm512_ternarylogic_epi32(_mm512_srli_epi32(codes, 8 * C), _mm512_set1_epi32(255),
                                                      _mm512_set1_epi32(0x4b000000), 0xea);  // 2^23 + code
-      const __m512 zero = _mm512_add_ps(spread(scales.zero, c, r), _mm512_set1_ps(0x1p23f + 128));
+      const __m512 zero = _mm512_add_ps(spread(zeros, c, r), _mm512_set1_ps(0x1p23f + 128));
       return _mm512_mul_ps(_mm512_sub_ps(_mm512_castsi512_ps(byte), zero), scale);
     } else {
       const __m512i top = _mm512_srav_epi32(_mm512_slli_epi32(codes, 24 - 8 * C), minifloat_shift);

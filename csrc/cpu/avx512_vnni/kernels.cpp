@@ -10,8 +10,8 @@ extern const kernel_row kernels[] = {
      bit(LOWBIT_F16) | bit(LOWBIT_BF16), 6, 4, 32, true, weight_only<bf16_arithmetic>},
     {"weight_only_f32_avx512_vnni_6x4", LOWBIT_WEIGHT_ONLY, "", all_recipes, float_dtypes, 6, 4, 16, true,
      weight_only<f32_arithmetic<avx512_vectors>>},
-    {"integer_avx512_vnni_6x4", LOWBIT_INTEGER, "", bit(recipe::lut16) | bit(recipe::linear),
-     float_dtypes | bit(LOWBIT_I8), 6, 4, 64, true, integer<avx512_vectors>},
+    {"integer_avx512_vnni_6x64", LOWBIT_INTEGER, "", bit(recipe::lut16) | bit(recipe::linear),
+     float_dtypes | bit(LOWBIT_I8), 6, 64, 4, true, integer<avx512_vectors>},
 };
 extern const int num_kernels = sizeof kernels / sizeof kernels[0];
 

@@ -49,58 +49,75 @@ LOWBIT_INLINE float finite_e4m3(uint8_t bits) {
   return __builtin_bit_cast(float, magnitude | sign) * 0x1p120f;
 }
 
-// Scales and zero points of a panel's 16 rows for one group, as fp32. One switch for all of them.
+// `count` scales from index `first` on, a multiple of 16, as fp32. One switch for all of them.
+template <class V>
+inline void scales_as_f32(const packed_view& w, int64_t first, int64_t count, float* out) {
+  switch (w.scale_dtype) {
+    case LOWBIT_F32:
+      std::memcpy(out, static_cast<const float*>(w.scales) + first, static_cast<size_t>(count) * sizeof(float));
+      break;
+    case LOWBIT_F16:
+      for (int64_t i = 0; i < count; i += V::lanes)
+        V::store(out + i, V::load_f16(static_cast<const uint16_t*>(w.scales) + first + i));
+      break;
+    case LOWBIT_BF16:
+      for (int64_t i = 0; i < count; ++i) out[i] = bf16_to_f32(static_cast<const uint16_t*>(w.scales)[first + i]);
+      break;
+    case LOWBIT_E8M0:
+      for (int64_t i = 0; i < count; ++i) out[i] = finite_e8m0(static_cast<const uint8_t*>(w.scales)[first + i]);
+      break;
+    case LOWBIT_E4M3:
+      for (int64_t i = 0; i < count; ++i) out[i] = finite_e4m3(static_cast<const uint8_t*>(w.scales)[first + i]);
+      break;
+    default:
+      for (int64_t i = 0; i < count; ++i) out[i] = load_as_f32(w.scales, first + i, w.scale_dtype);
+  }
+}
+
+inline void zero_points_as_f32(const packed_view& w, int64_t first, int64_t count, float* out) {
+  if (w.zero_points)
+    for (int64_t i = 0; i < count; ++i) out[i] = static_cast<float>(w.zero_points[first + i]);
+  else
+    std::memset(out, 0, static_cast<size_t>(count) * sizeof(float));
+}
+
+// Scales and zero points of a panel's 16 rows for one group.
 template <class V>
 inline void panel_scales(const packed_view& w, int64_t panel, int64_t group, float scale[panel_rows],
                          float zero[panel_rows]) {
   const int64_t first = w.shape.scale_index(panel * panel_rows, group);
-  switch (w.scale_dtype) {
-    case LOWBIT_F32:
-      std::memcpy(scale, static_cast<const float*>(w.scales) + first, panel_rows * sizeof(float));
-      break;
-    case LOWBIT_F16:
-      for (int r = 0; r < panel_rows; r += V::lanes)
-        V::store(scale + r, V::load_f16(static_cast<const uint16_t*>(w.scales) + first + r));
-      break;
-    case LOWBIT_BF16:
-      for (int r = 0; r < panel_rows; ++r) scale[r] = bf16_to_f32(static_cast<const uint16_t*>(w.scales)[first + r]);
-      break;
-    case LOWBIT_E8M0:
-      for (int r = 0; r < panel_rows; ++r) scale[r] = finite_e8m0(static_cast<const uint8_t*>(w.scales)[first + r]);
-      break;
-    case LOWBIT_E4M3:
-      for (int r = 0; r < panel_rows; ++r) scale[r] = finite_e4m3(static_cast<const uint8_t*>(w.scales)[first + r]);
-      break;
-    default:
-      for (int r = 0; r < panel_rows; ++r) scale[r] = load_as_f32(w.scales, first + r, w.scale_dtype);
-  }
-  for (int r = 0; r < panel_rows; ++r) zero[r] = w.zero_points ? static_cast<float>(w.zero_points[first + r]) : 0.0f;
+  scales_as_f32<V>(w, first, panel_rows, scale);
+  zero_points_as_f32(w, first, panel_rows, zero);
 }
 
-// The same for every `Unit` columns of a run.
-template <class V, int Unit, int64_t Columns>
-struct run_scales {
-  alignas(64) float scale[Columns / Unit][panel_rows];
-  alignas(64) float zero[Columns / Unit][panel_rows];
-
-  void load(const packed_view& w, int64_t panel, int64_t column, int64_t columns) {
-    const packed_shape& s = w.shape;
-    int64_t group = s.group_of_column(column), end = (group + 1) * s.span;
-    for (int64_t i = 0; i < columns / Unit; ++i) {
-      const bool same = column + i * Unit < end;
-      if (i > 0 && (same || group + 1 == s.groups)) {
-        std::memcpy(scale[i], scale[i - 1], sizeof scale[i]);
-        std::memcpy(zero[i], zero[i - 1], sizeof zero[i]);
-        continue;
-      }
-      if (!same && group + 1 < s.groups) {
-        ++group;
-        end += s.span;
-      }
-      panel_scales<V>(w, panel, group, scale[i], zero[i]);
+// The same for every `Unit` columns of a run: scale[unit][row]. `zero` where the weight may have zero points.
+template <class V, int Unit, bool Zero>
+inline void run_scales(const packed_view& w, int64_t panel, int64_t column, int64_t columns, float (*scale)[panel_rows],
+                       float (*zero)[panel_rows]) {
+  const packed_shape& s = w.shape;
+  const auto put = [&](int64_t group, int64_t unit, int64_t count) {
+    const int64_t first = s.scale_index(panel * panel_rows, group);
+    scales_as_f32<V>(w, first, count * panel_rows, scale[unit]);
+    if (Zero) zero_points_as_f32(w, first, count * panel_rows, zero[unit]);
+  };
+  const auto copy = [&](int64_t from, int64_t to) {
+    std::memcpy(scale[to], scale[from], sizeof scale[to]);
+    if (Zero) std::memcpy(zero[to], zero[from], sizeof zero[to]);
+  };
+  const int64_t units = columns / Unit;
+  int64_t group = s.group_of_column(column), i = 0;
+  if (Unit < chunk) {  // each unit is a group, one after the other
+    i = s.groups - group < units ? s.groups - group : units;
+    put(group, 0, i);
+  } else {
+    for (int64_t end = (group + 1) * s.span; i < units && group < s.groups; ++group, end += s.span) {
+      const int64_t first = i++;
+      put(group, first, 1);
+      for (; i < units && column + i * Unit < end; ++i) copy(first, i);
     }
   }
-};
+  for (; i < units; ++i) copy(i - 1, i);  // past K
+}
 
 // f(recipe, unit, zero) as constants: what decides how a weight is decoded.
 template <class F>

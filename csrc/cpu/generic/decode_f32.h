@@ -22,7 +22,7 @@ class f32_decoder {
 
   // `columns` columns of a panel, Depth at most: what row() decodes.
   void begin(int64_t panel, int64_t column, int64_t columns) {
-    scales.load(w, panel, column, columns);
+    run_scales<V, Unit, Zero>(w, panel, column, columns, scales, zeros);
     lines = w.codes + w.shape.block_offset(panel, column / block_k);
   }
 
@@ -47,7 +47,8 @@ class f32_decoder {
   const packed_view& w;
   const uint8_t* lines = nullptr;
   float values[16];
-  run_scales<V, Unit, Depth> scales;
+  alignas(64) float scales[Depth / Unit][panel_rows];
+  alignas(64) float zeros[Zero ? Depth / Unit : 1][panel_rows];
 
   // The scale (or zero point) of each lane: dwords d ... d + lanes of chunk c in row r.
   LOWBIT_INLINE static typename V::f32 spread(const float (*of)[panel_rows], int64_t c, int d, int r) {
@@ -57,8 +58,8 @@ class f32_decoder {
       return V::template spread<parts>(&of[c * (chunk / Unit) + 4 * d / Unit][r], panel_rows);
   }
   LOWBIT_INLINE typename V::f32 scaled(typename V::f32 value, int64_t c, int d, int r) const {
-    if constexpr (Zero) value = V::sub(value, spread(scales.zero, c, d, r));
-    return V::mul(value, spread(scales.scale, c, d, r));
+    if constexpr (Zero) value = V::sub(value, spread(zeros, c, d, r));
+    return V::mul(value, spread(scales, c, d, r));
   }
 
   // The low (0) or high (1) nibbles of a line. One scale goes into the table, several onto what comes out of it.
