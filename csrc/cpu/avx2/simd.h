@@ -84,7 +84,7 @@ struct avx2_vectors {
   }
 
   // Rows to columns of an 8 x 8 block of dwords, in place.
-  static void transpose(i32 r[8]) {
+  LOWBIT_INLINE static void transpose(i32 r[8]) {
     i32 t[8];
     for (int i = 0; i < 8; i += 2) {  // pairs of dwords
       t[i] = _mm256_unpacklo_epi32(r[i], r[i + 1]);

@@ -44,6 +44,15 @@ class bf16_decoder {
   void begin(int64_t panel, int64_t column, int64_t columns) {
     run_scales<avx512_vectors, Unit, Zero>(w, panel, column, columns, scales, zeros);
     lines = w.codes + w.shape.block_offset(panel, column / block_k);
+    if constexpr (Recipe == recipe::minifloat) {  // one factor for both, unless it overflows: the product is the same
+      const __m512 largest = _mm512_set1_ps(largest_f32);
+      __mmask16 fits = 0xffff;
+      for (int64_t i = 0; i < columns / Unit; ++i)
+        fits &= _mm512_cmp_ps_mask(_mm512_abs_ps(_mm512_mul_ps(_mm512_load_ps(scales[i]), rebias)), largest, _CMP_LE_OQ);
+      one_factor = fits == 0xffff;
+      for (int64_t i = 0; one_factor && i < columns / Unit; ++i)
+        _mm512_store_ps(scales[i], _mm512_mul_ps(_mm512_load_ps(scales[i]), rebias));
+    }
   }
 
   template <class F>
@@ -57,10 +66,10 @@ class bf16_decoder {
       f(1, lookup(_mm512_srli_epi16(codes, 8), low));
       f(2, lookup(_mm512_srli_epi16(codes, 4), high));
       f(3, lookup(_mm512_srli_epi16(codes, 12), high));
+    } else if (Recipe == recipe::minifloat && !one_factor) {
+      bytes<false>(codes, block, r, f);
     } else {
-      const __m512 scale = spread(scales, block, r);
-      f(0, round_bf16(scaled<0>(codes, scale, block, r), scaled<1>(codes, scale, block, r)));
-      f(1, round_bf16(scaled<2>(codes, scale, block, r), scaled<3>(codes, scale, block, r)));
+      bytes<true>(codes, block, r, f);
     }
   }
 
@@ -71,6 +80,7 @@ class bf16_decoder {
 
   const packed_view& w;
   const uint8_t* lines = nullptr;
+  bool one_factor = true;  // scales have taken in `rebias`
   __m512 values, rebias;
   __m512i group_bits, minifloat_shift, minifloat_bits;
   alignas(64) float scales[Depth / Unit][panel_rows];
@@ -106,8 +116,14 @@ class bf16_decoder {
     else
       return avx512_vectors::spread<chunk / Unit>(&of[c * (chunk / Unit)][r], panel_rows);
   }
+  template <bool OneFactor, class F>
+  LOWBIT_INLINE void bytes(__m512i codes, int64_t c, int r, const F& f) const {
+    const __m512 scale = spread(scales, c, r);
+    f(0, round_bf16(scaled<0, OneFactor>(codes, scale, c, r), scaled<1, OneFactor>(codes, scale, c, r)));
+    f(1, round_bf16(scaled<2, OneFactor>(codes, scale, c, r), scaled<3, OneFactor>(codes, scale, c, r)));
+  }
   // Byte C of every dword, as fp32.
-  template <int C>
+  template <int C, bool OneFactor>
   LOWBIT_INLINE __m512 scaled(__m512i codes, __m512 scale, int64_t c, int r) const {
     if constexpr (Recipe == recipe::linear) {
       const __m512i byte = _mm512_ternarylogic_epi32(_mm512_srli_epi32(codes, 8 * C), _mm512_set1_epi32(255),
@@ -117,7 +133,7 @@ class bf16_decoder {
     } else {
       const __m512i top = _mm512_srav_epi32(_mm512_slli_epi32(codes, 24 - 8 * C), minifloat_shift);
       const __m512 small = _mm512_castsi512_ps(_mm512_and_si512(top, minifloat_bits));
-      return _mm512_mul_ps(_mm512_mul_ps(small, rebias), scale);
+      return _mm512_mul_ps(OneFactor ? small : _mm512_mul_ps(small, rebias), scale);
     }
   }
 };

@@ -72,7 +72,7 @@ struct avx512_vectors {
     return minifloat_to_f32(_mm512_cvtepi32_epi8(bytes), fp16_shift, fp16_scale);
   }
 
-  static void transpose(i32 rows[16]) { transpose_16x16(rows); }
+  LOWBIT_INLINE static void transpose(i32 rows[16]) { transpose_16x16(rows); }
   static i32 low_nibbles(i32 x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
   static i32 high_nibbles(i32 x) { return low_nibbles(_mm512_srli_epi16(x, 4)); }
 

@@ -21,9 +21,9 @@ constexpr int64_t chunk_dwords = chunk / 4;
 
 // ---- codes ----
 
-// 16 lines to [16 dwords][16 rows].
-template <class V>
-inline void transpose_lines(const uint8_t* lines, int32_t* out) {
+// 16 lines, transposed: f(dword, row, register) for V::lanes rows of every dword.
+template <class V, class F>
+LOWBIT_INLINE void transpose_lines(const uint8_t* lines, const F& f) {
   for (int64_t row = 0; row < panel_rows; row += V::lanes)
     for (int64_t dword = 0; dword < chunk_dwords; dword += V::lanes) {
       typename V::i32 r[V::lanes];
@@ -35,16 +35,15 @@ inline void transpose_lines(const uint8_t* lines, int32_t* out) {
       }
       V::transpose(r);
 #pragma GCC unroll 16
-      for (int i = 0; i < V::lanes; ++i) V::store_bytes(out + (dword + i) * panel_rows + row, r[i]);
+      for (int i = 0; i < V::lanes; ++i) f(dword + i, row, r[i]);
     }
 }
 
-// The codes of 4 columns for V::lanes rows: of a byte, or of its low or high half.
+// Codes of whole bytes, or of their low or high halves.
 template <class V, int Bits>
-LOWBIT_INLINE typename V::i32 codes_at(const int32_t* transposed, bool high) {
-  const typename V::i32 x = V::load_bytes(transposed);
-  if constexpr (Bits == 8) return x;
-  return high ? V::high_nibbles(x) : V::low_nibbles(x);
+LOWBIT_INLINE typename V::i32 codes_of(typename V::i32 bytes, bool high) {
+  if constexpr (Bits == 8) return bytes;
+  return high ? V::high_nibbles(bytes) : V::low_nibbles(bytes);
 }
 
 // ---- scales ----
@@ -182,7 +181,10 @@ class integer_call {
       return true;
     };
     for (int64_t column = 0; column < segments.last; column += s.block_k) {
-      transpose_lines<V>(w.codes + s.block_offset(panel, column / s.block_k), transposed);
+      transpose_lines<V>(w.codes + s.block_offset(panel, column / s.block_k),
+                         [&](int64_t dword, int64_t row, typename V::i32 bytes) __attribute__((always_inline)) {
+                           V::store_bytes(transposed + dword * panel_rows + row, bytes);
+                         });
       const int64_t last = column + s.block_k < segments.last ? column + s.block_k : segments.last;
       for (int64_t at = column; at < last;) {
         const int64_t piece_end = segment_end < last ? segment_end : last;
@@ -235,7 +237,8 @@ class integer_call {
       for (int64_t d = 0; d < dwords; d += 2)
 #pragma GCC unroll 2
         for (int i = 0; i < 2; ++i) {
-          const typename V::i32 codes = codes_at<V, Bits>(transposed + (d + i) * panel_rows + r, High);
+          const typename V::i32 codes =
+              codes_of<V, Bits>(V::load_bytes(transposed + (d + i) * panel_rows + r), High);
 #pragma GCC unroll 2
           for (int part = 0; part < parts; ++part) {
             const typename V::i32 c = V::template code_part<Bits>(codes, part);
@@ -254,17 +257,16 @@ class integer_call {
   // Columns [column, column + columns) of a panel to rows of `width`.
   void spread(int64_t panel, int64_t column, int64_t columns, int32_t* out) const {
     const packed_shape& s = w.shape;
-    alignas(64) int32_t transposed[chunk_dwords * panel_rows];
-    for (int64_t at = 0; at < columns; at += s.block_k) {
-      transpose_lines<V>(w.codes + s.block_offset(panel, (column + at) / s.block_k), transposed);
-      for (int half = 0; half < s.block_k / chunk; ++half)
-        for (int64_t d = 0; d < chunk_dwords; ++d, out += parts * width)
-          for (int64_t r = 0; r < panel_rows; r += V::lanes) {
-            const typename V::i32 codes = codes_at<V, Bits>(transposed + d * panel_rows + r, half);
-            for (int part = 0; part < parts; ++part)
-              V::store_bytes(out + part * width + r, V::template code_part<Bits>(codes, part));
-          }
-    }
+    for (int64_t at = 0; at < columns; at += s.block_k, out += s.block_k / 4 * parts * width)
+      transpose_lines<V>(w.codes + s.block_offset(panel, (column + at) / s.block_k),
+                         [&](int64_t dword, int64_t row, typename V::i32 bytes) __attribute__((always_inline)) {
+#pragma GCC unroll 2
+                           for (int half = 0; half < 8 / Bits; ++half)
+#pragma GCC unroll 2
+                             for (int part = 0; part < parts; ++part)
+                               V::store_bytes(out + ((half * chunk_dwords + dword) * parts + part) * width + row,
+                                              V::template code_part<Bits>(codes_of<V, Bits>(bytes, half), part));
+                         });
   }
 
   bool many(int64_t begin, int64_t end) const {
