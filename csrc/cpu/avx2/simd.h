@@ -14,7 +14,7 @@ struct avx2_vectors {
   struct table {
     __m256 low, high;  // entries 0-7, 8-15
   };
-  static constexpr int lanes = 8, bytes = 32;
+  static constexpr int lanes = 8;
   // 12 sums + 3 of x + 1 of W are the 16 registers.
   static constexpr int mr = 3, nr = 4, mr_integer = 6, nr_integer = 16;
   static constexpr int direct_sums = 8;

@@ -31,6 +31,14 @@ class bf16_decoder {
   explicit bf16_decoder(const packed_view& weights) : w(weights) {
     values = _mm512_setzero_ps();
     if (Recipe == recipe::lut16) values = _mm512_loadu_ps(w.format->values);
+    if (tables_by_scale()) {
+      for (int i = 0; i < 256; ++i) {
+        const uint8_t code = static_cast<uint8_t>(i);
+        const __m512 v =
+            _mm512_mul_ps(values, _mm512_set1_ps(w.scale_dtype == LOWBIT_E8M0 ? finite_e8m0(code) : finite_e4m3(code)));
+        _mm256_store_si256(reinterpret_cast<__m256i*>(table_of_scale[i]), _mm512_castsi512_si256(round_bf16(v, v)));
+      }
+    }
     uint16_t which[32];  // bit 4 (and 5) of an index: which of the groups in 32 words
     for (int i = 0; i < 32; ++i) which[i] = static_cast<uint16_t>(Unit >= 64 ? 0 : i / (Unit / 2) << 4);
     group_bits = _mm512_loadu_si512(which);
@@ -42,13 +50,17 @@ class bf16_decoder {
   }
 
   void begin(int64_t panel, int64_t column, int64_t columns) {
-    run_scales<avx512_vectors, Unit, Zero>(w, panel, column, columns, scales, zeros);
+    if (tables_by_scale())
+      run_scale_bytes(panel, column, columns);
+    else
+      run_scales<avx512_vectors, Unit, Zero>(w, panel, column, columns, scales, zeros);
     lines = w.codes + w.shape.block_offset(panel, column / block_k);
     if constexpr (Recipe == recipe::minifloat) {  // one factor for both, unless it overflows: the product is the same
       const __m512 largest = _mm512_set1_ps(largest_f32);
       __mmask16 fits = 0xffff;
       for (int64_t i = 0; i < columns / Unit; ++i)
-        fits &= _mm512_cmp_ps_mask(_mm512_abs_ps(_mm512_mul_ps(_mm512_load_ps(scales[i]), rebias)), largest, _CMP_LE_OQ);
+        fits &=
+            _mm512_cmp_ps_mask(_mm512_abs_ps(_mm512_mul_ps(_mm512_load_ps(scales[i]), rebias)), largest, _CMP_LE_OQ);
       one_factor = fits == 0xffff;
       for (int64_t i = 0; one_factor && i < columns / Unit; ++i)
         _mm512_store_ps(scales[i], _mm512_mul_ps(_mm512_load_ps(scales[i]), rebias));
@@ -60,12 +72,14 @@ class bf16_decoder {
     const uint8_t* line = lines + (block * panel_rows + r) * line_bytes;
     _mm_prefetch(line + prefetch_ahead, _MM_HINT_T0);
     const __m512i codes = _mm512_loadu_si512(line);
-    if constexpr (Recipe == recipe::lut16) {
-      const row_table low = table(2 * block, r), high = Unit == 128 ? low : table(2 * block + 1, r);
-      f(0, lookup(codes, low));
-      f(1, lookup(_mm512_srli_epi16(codes, 8), low));
-      f(2, lookup(_mm512_srli_epi16(codes, 4), high));
-      f(3, lookup(_mm512_srli_epi16(codes, 12), high));
+    if constexpr (may_have_tables) {
+      if (tables_by_scale())
+        nibbles(codes, ready_table(2 * block, r), ready_table(2 * block + 1, r), f);
+      else
+        nibbles(codes, table(2 * block, r), table(2 * block + 1, r), f);
+    } else if constexpr (Recipe == recipe::lut16) {
+      const row_table low = table(2 * block, r);
+      nibbles(codes, low, Unit == 128 ? low : table(2 * block + 1, r), f);
     } else if (Recipe == recipe::minifloat && !one_factor) {
       bytes<false>(codes, block, r, f);
     } else {
@@ -83,8 +97,31 @@ class bf16_decoder {
   bool one_factor = true;  // scales have taken in `rebias`
   __m512 values, rebias;
   __m512i group_bits, minifloat_shift, minifloat_bits;
+  // Small groups with scales of a byte: the tables of all 256 scales are made once, 8 KB, and a row's groups choose.
+  static constexpr bool may_have_tables = Recipe == recipe::lut16 && Unit < 64 && !Zero;
+  alignas(64) uint16_t table_of_scale[may_have_tables ? 256 : 1][16];
+  uint8_t scale_bytes[may_have_tables ? Depth / Unit : 1][panel_rows];
   alignas(64) float scales[Depth / Unit][panel_rows];
   alignas(64) float zeros[Zero ? Depth / Unit : 1][panel_rows];
+
+  LOWBIT_INLINE bool tables_by_scale() const {
+    return may_have_tables && (w.scale_dtype == LOWBIT_E8M0 || w.scale_dtype == LOWBIT_E4M3);
+  }
+  void run_scale_bytes(int64_t panel, int64_t column, int64_t columns) {
+    const packed_shape& s = w.shape;
+    const int64_t first = s.group_of_column(column), units = columns / Unit;
+    for (int64_t i = 0; i < units; ++i) {
+      const int64_t group = first + i < s.groups ? first + i : s.groups - 1;
+      std::memcpy(scale_bytes[i], static_cast<const uint8_t*>(w.scales) + s.scale_index(panel * panel_rows, group),
+                  panel_rows);
+    }
+  }
+  LOWBIT_INLINE __m512i two_tables(int64_t unit, int r) const {
+    const auto of = [&](int64_t i) {
+      return _mm256_load_si256(reinterpret_cast<const __m256i*>(table_of_scale[scale_bytes[i][r]]));
+    };
+    return _mm512_inserti64x4(_mm512_castsi256_si512(of(unit)), of(unit + 1), 1);
+  }
 
   LOWBIT_INLINE __m512 scaled_values(int64_t i, int r) const {
     __m512 v = values;
@@ -102,6 +139,18 @@ class bf16_decoder {
       if constexpr (Unit == 32) return {low, low};
       return {low, round_bf16(scaled_values(i + 2, r), scaled_values(i + 3, r))};
     }
+  }
+  LOWBIT_INLINE row_table ready_table(int64_t c, int r) const {
+    const int64_t i = c * chunk / Unit;
+    const __m512i low = two_tables(i, r);
+    return {low, Unit == 16 ? two_tables(i + 2, r) : low};
+  }
+  template <class F>
+  LOWBIT_INLINE void nibbles(__m512i codes, const row_table& low, const row_table& high, const F& f) const {
+    f(0, lookup(codes, low));
+    f(1, lookup(_mm512_srli_epi16(codes, 8), low));
+    f(2, lookup(_mm512_srli_epi16(codes, 4), high));
+    f(3, lookup(_mm512_srli_epi16(codes, 12), high));
   }
   LOWBIT_INLINE __m512i lookup(__m512i index, const row_table& t) const {
     if constexpr (Unit >= 64) return _mm512_permutexvar_epi16(index, t.low);

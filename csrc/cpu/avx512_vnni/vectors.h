@@ -10,7 +10,7 @@ struct avx512_vectors {
   using f32 = __m512;
   using i32 = __m512i;
   using table = __m512;
-  static constexpr int lanes = 16, bytes = 64;
+  static constexpr int lanes = 16;
   // 24 sums + 6 of x + 1 of W of 32 registers.
   static constexpr int mr = 6, nr = 4, mr_integer = 6, nr_integer = 64;
   static constexpr int direct_sums = 24;

@@ -161,8 +161,8 @@ inline void store_row(const gemm_problem& p, const float sums[panel_rows], int64
     for (int64_t i = 0; i < outputs; ++i) store_from_f32(p.y, at + i, p.y_dtype, y[i]);
 }
 
-// The K axis of the integer family: segments of at most 32768 columns, each inside one group, in steps of 64.
-// Groups of 16 and 32 take a whole step each.
+// The K axis of the integer family in steps of 64, for levels that multiply whole steps: segments of at most 32768
+// columns, each inside one group. Groups of 16 and 32 take a whole step each.
 struct integer_axis {
   int64_t groups, group_k, k;
   int64_t segments_per_group;

@@ -40,7 +40,7 @@ class f32_decoder {
   }
 
  private:
-  static constexpr int registers = chunk / V::lanes;                     // of a chunk
+  static constexpr int registers = chunk / V::lanes;  // of a chunk
   // Parts of a register that differ in scale.
   static constexpr int parts = 4 * V::lanes > Unit ? 4 * V::lanes / Unit : 1;
 

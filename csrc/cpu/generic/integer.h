@@ -169,7 +169,8 @@ class integer_call {
     begin_segment<V>(w, panel, 0, scales);
     const auto end_segment = [&] {
       for (int64_t r = 0; ones && r < panel_rows; ++r)
-        scales.weight_sum[r] = exact[integer_few * panel_rows + r] - x.sums[p.m * segments.count() + segment] * scales.offset[r];
+        scales.weight_sum[r] =
+            exact[integer_few * panel_rows + r] - x.sums[p.m * segments.count() + segment] * scales.offset[r];
       for (int64_t m = 0; m < p.m; ++m)
         for (int64_t r = 0; r < panel_rows; r += V::lanes)
           scale_sums<V>(V::load_bytes(exact + m * panel_rows + r), scales, r, zeros,
@@ -237,20 +238,17 @@ class integer_call {
       for (int64_t d = 0; d < dwords; d += 2)
 #pragma GCC unroll 2
         for (int i = 0; i < 2; ++i) {
-          const typename V::i32 codes =
-              codes_of<V, Bits>(V::load_bytes(transposed + (d + i) * panel_rows + r), High);
+          const typename V::i32 codes = codes_of<V, Bits>(V::load_bytes(transposed + (d + i) * panel_rows + r), High);
 #pragma GCC unroll 2
           for (int part = 0; part < parts; ++part) {
             const typename V::i32 c = V::template code_part<Bits>(codes, part);
 #pragma GCC unroll 4
             for (int m = 0; m < M; ++m)
-              sums[i][m] =
-                  V::template dot_u8s8<Bits>(sums[i][m], c, V::set1_i32(q[m][(d + i) * parts + part]));
+              sums[i][m] = V::template dot_u8s8<Bits>(sums[i][m], c, V::set1_i32(q[m][(d + i) * parts + part]));
           }
         }
 #pragma GCC unroll 4
-      for (int m = 0; m < M; ++m)
-        V::store_bytes(exact + m * panel_rows + r, V::add_i32(sums[0][m], sums[1][m]));
+      for (int m = 0; m < M; ++m) V::store_bytes(exact + m * panel_rows + r, V::add_i32(sums[0][m], sums[1][m]));
     }
   }
 
@@ -272,8 +270,8 @@ class integer_call {
   bool many(int64_t begin, int64_t end) const {
     constexpr int64_t run_dwords = integer_run / 4 * parts * width;
     auto* codes = static_cast<int32_t*>(scratch(scratch_slot::panel, run_dwords * sizeof(int32_t)));
-    auto* exact = static_cast<int32_t*>(
-        scratch(scratch_slot::sums, static_cast<size_t>(2 * p.m * width) * sizeof(int32_t)));
+    auto* exact =
+        static_cast<int32_t*>(scratch(scratch_slot::sums, static_cast<size_t>(2 * p.m * width) * sizeof(int32_t)));
     if (!codes || !exact) return false;
     float* y = reinterpret_cast<float*>(exact + p.m * width);
     for (int64_t panel = begin; panel < end; panel += panels_of_tile) {
@@ -290,8 +288,7 @@ class integer_call {
           const integer_piece piece{codes + (at - column) / 4 * parts * width, (to - at) / 4, at == first,
                                     to == segment_end, zeros};
           if (piece.first)
-            for (int64_t i = 0; i < panels; ++i)
-              begin_segment<V>(w, panel + i, segments.group_of(segment), scales[i]);
+            for (int64_t i = 0; i < panels; ++i) begin_segment<V>(w, panel + i, segments.group_of(segment), scales[i]);
           if (x.rows > p.m) add_weight_sums(piece, panels, at, segment, scales);
           multiply_all(piece, at, segment, scales, exact, y);
           at = to;
@@ -335,9 +332,9 @@ class integer_call {
                              const segment_scales* scales, int32_t* exact, float* y) const {
     if constexpr (MR > 1)
       if (count < MR) return multiply_rows_integer<MR - 1>(count, piece, m, column, segment, scales, exact, y);
-    multiply_tile_integer<V, Bits, MR, panels_of_tile>(
-        piece, x.q + m * x.stride + column / 4 * parts, x.stride, scales, x.sums + m * segments.count() + segment,
-        segments.count(), x.zero_point + m, exact + m * width, y + m * width);
+    multiply_tile_integer<V, Bits, MR, panels_of_tile>(piece, x.q + m * x.stride + column / 4 * parts, x.stride, scales,
+                                                       x.sums + m * segments.count() + segment, segments.count(),
+                                                       x.zero_point + m, exact + m * width, y + m * width);
   }
 };
 

@@ -52,8 +52,8 @@ inline row_quantization extremes_to_quantization(const gemm_problem& p, int64_t 
     low[0] = low[i] < low[0] ? low[i] : low[0];
     high[0] = high[i] > high[0] ? high[i] : high[0];
   }
-  row_quantization r = p.activation == LOWBIT_STATIC ? p.given_quantization(m)
-                                                     : quantization_of(p.activation, low[0], high[0], nan[0]);
+  row_quantization r =
+      p.activation == LOWBIT_STATIC ? p.given_quantization(m) : quantization_of(p.activation, low[0], high[0], nan[0]);
   if (nan[0]) r.scale = NAN;
   return r;
 }

@@ -1,4 +1,5 @@
-// weight_only, written once for every arithmetic A (f32_arithmetic<V> below, bf16 in avx512_vnni/): dot products along K.
+// weight_only, written once for every arithmetic A (f32_arithmetic<V> below, bf16 in avx512_vnni/): dot products along
+// K.
 //
 //   x       rows of elements in the order that packed codes decode to, zeros for padding
 //   m <= A::direct_rows     W is decoded to registers and multiplied there
@@ -91,7 +92,9 @@ inline void multiply_direct(const Decoder& w, const typename A::element* x, int6
 
 // Rows of x are computed as 1, 2, 4 or 6, as far as their sums and four rows of W fit the registers.
 template <class A>
-constexpr int direct_rows = A::direct_sums >= 24 ? 6 : A::direct_sums >= 16 ? 4 : 2;
+constexpr int direct_rows = A::direct_sums >= 24   ? 6
+                            : A::direct_sums >= 16 ? 4
+                                                   : 2;
 
 template <class A, class Decoder>
 inline void multiply_few(int64_t m, const Decoder& w, const typename A::element* x, int64_t x_stride, int64_t blocks,
@@ -173,8 +176,8 @@ bool weight_only_panels(const gemm_problem& p, const typename A::element* x, int
   // More panels share a pass over x when there is much of it.
   const int64_t together = p.m >= 4 * A::mr ? A::panels_at_once : 1, width = together * panel_rows;
   const int64_t m = few ? direct_rows<A> : p.m;
-  auto* block = static_cast<typename A::element*>(scratch(
-      scratch_slot::panel, few ? 0 : static_cast<size_t>(width * row_pitch<A>) * sizeof(typename A::element)));
+  auto* block = static_cast<typename A::element*>(
+      scratch(scratch_slot::panel, few ? 0 : static_cast<size_t>(width * row_pitch<A>) * sizeof(typename A::element)));
   auto* sums = static_cast<float*>(scratch(scratch_slot::sums, static_cast<size_t>(m * width) * sizeof(float)));
   if ((!block && !few) || !sums) return false;
   Decoder decoder(p.w);
@@ -205,8 +208,8 @@ lowbit_status weight_only(const gemm_problem& p) {
   using element = typename A::element;
   const packed_shape& s = p.w.shape;
   const int64_t rows = p.m < direct_rows<A> ? direct_rows<A> : p.m;  // at least as many as are computed
-  element* x =
-      static_cast<element*>(scratch(scratch_slot::activations, static_cast<size_t>(rows * s.k_packed) * sizeof(element)));
+  element* x = static_cast<element*>(
+      scratch(scratch_slot::activations, static_cast<size_t>(rows * s.k_packed) * sizeof(element)));
   if (!x)
     return fail(LOWBIT_OUT_OF_MEMORY, "no memory for %lld activations", static_cast<long long>(rows * s.k_packed));
   parallel_for(p.m < 8 ? nullptr : p.parallel, p.m, [&](int64_t begin, int64_t end) {
