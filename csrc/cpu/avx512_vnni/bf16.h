@@ -70,7 +70,7 @@ class bf16_decoder {
   template <class F>
   LOWBIT_INLINE void row(int64_t block, int r, const F& f) const {
     const uint8_t* line = lines + (block * panel_rows + r) * line_bytes;
-    _mm_prefetch(line + prefetch_ahead, _MM_HINT_T0);
+    prefetch_codes(line);
     const __m512i codes = _mm512_loadu_si512(line);
     if constexpr (may_have_tables) {
       if (tables_by_scale())

@@ -30,7 +30,7 @@ class f32_decoder {
   template <class F>
   LOWBIT_INLINE void row(int64_t block, int r, const F& f) const {
     const uint8_t* line = lines + (block * panel_rows + r) * line_bytes;
-    __builtin_prefetch(line + prefetch_ahead);
+    prefetch_codes(line);
     if constexpr (Recipe == recipe::lut16) {
       nibbles<0>(block, r, line, f);
       nibbles<1>(block, r, line, f);

@@ -30,7 +30,7 @@ LOWBIT_INLINE void transpose_lines(const uint8_t* lines, const F& f) {
 #pragma GCC unroll 16
       for (int i = 0; i < V::lanes; ++i) {
         const uint8_t* from = lines + (row + i) * line_bytes + 4 * dword;
-        __builtin_prefetch(from + prefetch_ahead);
+        prefetch_codes(from);
         r[i] = V::load_bytes(from);
       }
       V::transpose(r);
