@@ -52,10 +52,17 @@ bool request_tile_permission() {
   return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
 }
 
+// VDPBF16PS runs at the rate of FMA, so at twice its multiply-adds, on AMD's processors (measured on Zen 4: 464 and 233
+// GFLOPS of two cores). On Intel's that have it beside AMX it runs at half the rate.
+bool is_amd() {
+  const cpuid_leaf vendor(0, 0);
+  return vendor.b == 0x68747541 && vendor.d == 0x69746e65 && vendor.c == 0x444d4163;  // "AuthenticAMD"
+}
+
 constexpr bool has_bit(unsigned word, int i) { return word >> i & 1; }
 
 struct feature_table {
-  feature rows[13];
+  feature rows[14];
   feature_table() {
     const cpuid_leaf l1(1, 0), l7(7, 0), l71(7, 1);
     const uint64_t state = has_bit(l1.c, 27) ? enabled_state() : 0;
@@ -72,6 +79,7 @@ struct feature_table {
         {"avx512vl", zmm && has_bit(l7.b, 31)},
         {"avx512_vnni", zmm && has_bit(l7.c, 11)},
         {"avx512_bf16", zmm && has_bit(l71.a, 5)},
+        {"fast_avx512_bf16", zmm && has_bit(l71.a, 5) && is_amd()},
         {"amx_tile", tiles},
         {"amx_int8", tiles && has_bit(l7.d, 25)},
         {"amx_bf16", tiles && has_bit(l7.d, 22)},

@@ -34,6 +34,9 @@ constexpr format_row row_of() {
   static_assert((F::super_groups > 0) == (F::scale == scale_rule::i8 || F::scale == scale_rule::u8));
   static_assert(F::super_groups == 0 || F::block_n == 1, "super scales belong to rows");
   static_assert(!F::minimum || (F::block_n == 1 && !F::zero_point && F::integer_offset == 0));
+  static_assert(
+      !F::minimum || F::decode == recipe::lut4 || F::decode == recipe::lut16 || F::decode == recipe::narrow_linear,
+      "the recipes that decoders add minima to");
   return {F::name,       F::bits,         F::decode,         F::block_n,    F::block_k,    F::scale,
           F::zero_point, F::global_scale, F::integer_offset, F::fp16_shift, F::fp16_scale, values_of<F>.data(),
           F::minimum,    F::super_groups, scale_values<F>()};

@@ -10,11 +10,6 @@ namespace {
 
 // ---- bf16: W[n][k] = bf16((value - zero_point) * scale), even columns of a chunk, then odd ones ----
 
-template <int I>
-struct constant {
-  static constexpr int value = I;
-};
-
 // Decodes packed blocks of 1 KB, a quarter of the rows at a time so that other work fits between. 4-bit codes go
 // through a table of the row's 16 scaled values in bf16, made once for each group: a permutation (and a shift) for 32
 // weights.
@@ -130,8 +125,6 @@ class bf16_decoder {
     else
       make_tables<Unit, offset::none>(out);
   }
-
-  enum class offset { none, zero_point, min };  // no format has both
 
   template <offset Offset>
   static __m512 scaled_values(__m512 v, const chunk_groups& of, int row, int group) {

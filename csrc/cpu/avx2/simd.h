@@ -14,14 +14,25 @@ struct avx2_vectors {
   struct table {
     __m256 low, high;  // entries 0-7, 8-15
   };
-  static constexpr int lanes = 8, bytes = 32;
+  static constexpr int lanes = 8;
   // 12 sums + 3 of x + 1 of W are the 16 registers.
-  static constexpr int mr = 3, nr = 4, mr_integer = 2, nr_integer = 4;
+  static constexpr int mr = 3, nr = 4, mr_integer = 6, nr_integer = 16;
+  static constexpr int direct_sums = 8;
   static constexpr int64_t panels_at_once = 4;
 
   static f32 zero() { return _mm256_setzero_ps(); }
   static f32 set1(float x) { return _mm256_set1_ps(x); }
   static f32 load(const float* p) { return _mm256_loadu_ps(p); }
+  static f32 load_f16(const uint16_t* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  // 1 or 2 equal parts, part i of p[i * stride]
+  template <int Parts>
+  static f32 spread(const float* p, int64_t stride) {
+    static_assert(Parts == 1 || Parts == 2);
+    if constexpr (Parts == 1) return set1(*p);
+    return _mm256_blend_ps(set1(p[0]), set1(p[stride]), 0xf0);
+  }
   static void store(float* p, f32 x) { _mm256_storeu_ps(p, x); }
   static f32 mul(f32 a, f32 b) { return _mm256_mul_ps(a, b); }
   static f32 sub(f32 a, f32 b) { return _mm256_sub_ps(a, b); }
@@ -33,15 +44,14 @@ struct avx2_vectors {
     const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
     _mm_storeu_ps(out, _mm_add_ps(_mm_loadu_ps(out), sums));
   }
-  static void add_sum4(int32_t* out, i32 a, i32 b, i32 c, i32 d) {
-    const __m256i pairs = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
-    const __m128i sums = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
-    __m128i* to = reinterpret_cast<__m128i*>(out);
-    _mm_storeu_si128(to, _mm_add_epi32(_mm_loadu_si128(to), sums));
-  }
-
   static i32 zero_i32() { return _mm256_setzero_si256(); }
+  static i32 set1_i32(int32_t x) { return _mm256_set1_epi32(x); }
   static i32 load_bytes(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+  static void store_bytes(void* p, i32 x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
+  static i32 add_i32(i32 a, i32 b) { return _mm256_add_epi32(a, b); }
+  static i32 sub_i32(i32 a, i32 b) { return _mm256_sub_epi32(a, b); }
+  static i32 mul_i32(i32 a, i32 b) { return _mm256_mullo_epi32(a, b); }
+  static f32 to_f32(i32 x) { return _mm256_cvtepi32_ps(x); }
   static i32 shift_right(i32 x, int count) { return _mm256_srl_epi32(x, _mm_cvtsi32_si128(count)); }
 
   static table table16(const float* values) { return {_mm256_loadu_ps(values), _mm256_loadu_ps(values + 8)}; }
@@ -73,14 +83,27 @@ struct avx2_vectors {
     return _mm256_or_ps(value, _mm256_castsi256_ps(sign));
   }
 
-  // The low or high nibbles of 64 bytes.
-  static void nibbles(const uint8_t* line, bool high, uint8_t* out) {
-    for (int i = 0; i < 64; i += 32) {
-      const i32 x = load_bytes(line + i);
-      const i32 n = _mm256_and_si256(high ? _mm256_srli_epi16(x, 4) : x, _mm256_set1_epi8(15));
-      _mm256_storeu_si256(reinterpret_cast<i32*>(out + i), n);
+  // Rows to columns of an 8 x 8 block of dwords, in place.
+  LOWBIT_INLINE static void transpose(i32 r[8]) {
+    i32 t[8];
+    for (int i = 0; i < 8; i += 2) {  // pairs of dwords
+      t[i] = _mm256_unpacklo_epi32(r[i], r[i + 1]);
+      t[i + 1] = _mm256_unpackhi_epi32(r[i], r[i + 1]);
     }
+    for (int i = 0; i < 8; i += 4) {  // four rows' dwords
+      r[i] = _mm256_unpacklo_epi64(t[i], t[i + 2]);
+      r[i + 1] = _mm256_unpackhi_epi64(t[i], t[i + 2]);
+      r[i + 2] = _mm256_unpacklo_epi64(t[i + 1], t[i + 3]);
+      r[i + 3] = _mm256_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int i = 0; i < 4; ++i) {
+      t[i] = _mm256_permute2x128_si256(r[i], r[i + 4], 0x20);
+      t[i + 4] = _mm256_permute2x128_si256(r[i], r[i + 4], 0x31);
+    }
+    for (int i = 0; i < 8; ++i) r[i] = t[i];
   }
+  static i32 low_nibbles(i32 x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
+  static i32 high_nibbles(i32 x) { return low_nibbles(_mm256_srli_epi16(x, 4)); }
 
   // 64 narrow codes to bytes, from the lines of their planes.
   static void join_planes(const uint8_t* low, const uint8_t* high, const plane_shifts& s, uint8_t* out) {
@@ -95,17 +118,20 @@ struct avx2_vectors {
     }
   }
 
-  // sums += unsigned code x signed activation. Codes below 8 bits fit pmaddubsw: 2 * 127 * 128 < 2^15; 8-bit ones do
-  // not, and are widened.
+  // Codes below 8 bits fit pmaddubsw: 2 * 127 * 128 < 2^15. 8-bit ones do not: they are multiplied as words, bytes 0
+  // and 2 of a dword, then 1 and 3.
+  template <int Bits>
+  static constexpr int code_parts = Bits < 8 ? 1 : 2;
+  template <int Bits>
+  static i32 code_part(i32 codes, int part) {
+    if (Bits < 8) return codes;
+    return _mm256_and_si256(part ? _mm256_srli_epi16(codes, 8) : codes, _mm256_set1_epi16(255));
+  }
   template <int Bits>
   static i32 dot_u8s8(i32 sums, i32 codes, i32 q) {
-    if constexpr (Bits == 4)
+    if (Bits < 8)
       return _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, q), _mm256_set1_epi16(1)));
-    const i32 low = _mm256_madd_epi16(_mm256_cvtepu8_epi16(_mm256_castsi256_si128(codes)),
-                                      _mm256_cvtepi8_epi16(_mm256_castsi256_si128(q)));
-    const i32 high = _mm256_madd_epi16(_mm256_cvtepu8_epi16(_mm256_extracti128_si256(codes, 1)),
-                                       _mm256_cvtepi8_epi16(_mm256_extracti128_si256(q, 1)));
-    return _mm256_add_epi32(sums, _mm256_add_epi32(low, high));
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(codes, q));
   }
 };
 

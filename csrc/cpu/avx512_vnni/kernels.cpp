@@ -1,3 +1,4 @@
+#include "cpu/avx512_vnni/bf16.h"
 #include "cpu/avx512_vnni/vectors.h"
 #include "cpu/generic/integer.h"
 #include "cpu/generic/weight_only.h"
@@ -5,10 +6,13 @@
 namespace lowbit::cpu::avx512_vnni {
 
 extern const kernel_row kernels[] = {
+    {"weight_only_bf16_avx512_vnni_6x4", LOWBIT_WEIGHT_ONLY, "avx512_bf16 fast_avx512_bf16",
+     bit(recipe::lut16) | bit(recipe::linear) | bit(recipe::minifloat) | every_scale_rule,
+     bit(LOWBIT_F16) | bit(LOWBIT_BF16), 6, 4, 32, true, weight_only<bf16_arithmetic>},
     {"weight_only_f32_avx512_vnni_6x4", LOWBIT_WEIGHT_ONLY, "", all_recipes | every_scale_rule, float_dtypes, 6, 4, 16,
-     true, weight_only_f32<avx512_vectors>},
-    {"integer_avx512_vnni_6x4", LOWBIT_INTEGER, "", integer_recipes | two_levels, float_dtypes | bit(LOWBIT_I8), 6, 4,
-     64, true, integer<avx512_vectors>},
+     true, weight_only<f32_arithmetic<avx512_vectors>>},
+    {"integer_avx512_vnni_6x64", LOWBIT_INTEGER, "", integer_recipes | two_levels, float_dtypes | bit(LOWBIT_I8), 6, 64,
+     4, true, integer<avx512_vectors>},
 };
 extern const int num_kernels = sizeof kernels / sizeof kernels[0];
 

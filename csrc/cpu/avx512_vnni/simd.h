@@ -75,7 +75,7 @@ inline __m512i load_zero_points(const packed_view& w, int64_t panel, int64_t gro
 }
 
 // Rows to columns of a 16 x 16 block of dwords, in place.
-inline void transpose_16x16(__m512i r[16]) {
+LOWBIT_INLINE void transpose_16x16(__m512i r[16]) {  // a call would send 16 registers through memory
   __m512i t[16];
   for (int i = 0; i < 16; i += 2) {  // pairs of dwords
     t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);

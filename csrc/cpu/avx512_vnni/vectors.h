@@ -11,14 +11,31 @@ struct avx512_vectors {
   using f32 = __m512;
   using i32 = __m512i;
   using table = __m512;
-  static constexpr int lanes = 16, bytes = 64;
+  static constexpr int lanes = 16;
   // 24 sums + 6 of x + 1 of W of 32 registers.
-  static constexpr int mr = 6, nr = 4, mr_integer = 6, nr_integer = 4;
+  static constexpr int mr = 6, nr = 4, mr_integer = 6, nr_integer = 64;
+  static constexpr int direct_sums = 24;
   static constexpr int64_t panels_at_once = 4;
 
   static f32 zero() { return _mm512_setzero_ps(); }
   static f32 set1(float x) { return _mm512_set1_ps(x); }
   static f32 load(const float* p) { return _mm512_loadu_ps(p); }
+  static f32 load_f16(const uint16_t* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  // 2 or 4 equal parts, part i of p[i * stride]
+  template <int Parts>
+  static f32 spread(const float* p, int64_t stride) {
+    static_assert(Parts == 2 || Parts == 4);
+    constexpr int part = 16 / Parts;
+    f32 v = set1(p[0]);
+    v = _mm512_mask_mov_ps(v, 0xffff << part & 0xffff, set1(p[stride]));
+    if constexpr (Parts == 4) {
+      v = _mm512_mask_mov_ps(v, 0xff00, set1(p[2 * stride]));
+      v = _mm512_mask_mov_ps(v, 0xf000, set1(p[3 * stride]));
+    }
+    return v;
+  }
   static void store(float* p, f32 x) { _mm512_storeu_ps(p, x); }
   static f32 mul(f32 a, f32 b) { return _mm512_mul_ps(a, b); }
   static f32 sub(f32 a, f32 b) { return _mm512_sub_ps(a, b); }
@@ -33,18 +50,14 @@ struct avx512_vectors {
     const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(lanes2), _mm256_extractf128_ps(lanes2, 1));
     _mm_storeu_ps(out, _mm_add_ps(_mm_loadu_ps(out), sums));
   }
-  static void add_sum4(int32_t* out, i32 a, i32 b, i32 c, i32 d) {
-    const i32 ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-    const i32 cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
-    const i32 lanes4 = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
-    const __m256i lanes2 = _mm256_add_epi32(_mm512_castsi512_si256(lanes4), _mm512_extracti64x4_epi64(lanes4, 1));
-    const __m128i sums = _mm_add_epi32(_mm256_castsi256_si128(lanes2), _mm256_extracti128_si256(lanes2, 1));
-    __m128i* to = reinterpret_cast<__m128i*>(out);
-    _mm_storeu_si128(to, _mm_add_epi32(_mm_loadu_si128(to), sums));
-  }
-
   static i32 zero_i32() { return _mm512_setzero_si512(); }
+  static i32 set1_i32(int32_t x) { return _mm512_set1_epi32(x); }
   static i32 load_bytes(const void* p) { return _mm512_loadu_si512(p); }
+  static void store_bytes(void* p, i32 x) { _mm512_storeu_si512(p, x); }
+  static i32 add_i32(i32 a, i32 b) { return _mm512_add_epi32(a, b); }
+  static i32 sub_i32(i32 a, i32 b) { return _mm512_sub_epi32(a, b); }
+  static i32 mul_i32(i32 a, i32 b) { return _mm512_mullo_epi32(a, b); }
+  static f32 to_f32(i32 x) { return _mm512_cvtepi32_ps(x); }
   static i32 shift_right(i32 x, int count) { return _mm512_srl_epi32(x, _mm_cvtsi32_si128(count)); }
 
   static table table16(const float* values) { return _mm512_loadu_ps(values); }
@@ -60,10 +73,9 @@ struct avx512_vectors {
     return minifloat_to_f32(_mm512_cvtepi32_epi8(bytes), fp16_shift, fp16_scale);
   }
 
-  static void nibbles(const uint8_t* line, bool high, uint8_t* out) {
-    const i32 x = load_bytes(line);
-    _mm512_storeu_si512(out, _mm512_and_si512(high ? _mm512_srli_epi16(x, 4) : x, _mm512_set1_epi8(15)));
-  }
+  LOWBIT_INLINE static void transpose(i32 rows[16]) { transpose_16x16(rows); }
+  static i32 low_nibbles(i32 x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
+  static i32 high_nibbles(i32 x) { return low_nibbles(_mm512_srli_epi16(x, 4)); }
 
   static void join_planes(const uint8_t* low, const uint8_t* high, const plane_shifts& s, uint8_t* out) {
     const i32 a = _mm512_and_si512(_mm512_srl_epi16(load_bytes(low), _mm_cvtsi32_si128(s.low)),
@@ -74,6 +86,12 @@ struct avx512_vectors {
     _mm512_storeu_si512(out, _mm512_sll_epi16(code, _mm_cvtsi32_si128(s.up)));
   }
 
+  template <int Bits>
+  static constexpr int code_parts = 1;
+  template <int Bits>
+  static i32 code_part(i32 codes, int) {
+    return codes;
+  }
   template <int Bits>
   static i32 dot_u8s8(i32 sums, i32 codes, i32 q) {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(codes), "v"(q));  // gcc 12 copies the intrinsic's sums

@@ -8,6 +8,12 @@ namespace {
 
 struct avx_vnni_vectors : avx2_vectors {
   template <int Bits>
+  static constexpr int code_parts = 1;
+  template <int Bits>
+  static i32 code_part(i32 codes, int) {
+    return codes;
+  }
+  template <int Bits>
   static i32 dot_u8s8(i32 sums, i32 codes, i32 q) {
     return _mm256_dpbusd_avx_epi32(sums, codes, q);
   }

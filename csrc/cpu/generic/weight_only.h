@@ -1,257 +1,240 @@
-// weight_only in fp32, written once for every vector width V: dot products along K.
+// weight_only, written once for every arithmetic A (f32_arithmetic<V> below, bf16 in avx512_vnni/): dot products along
+// K.
 //
-//   x       rows of fp32 in the order that packed codes decode to (below), zeros for padding
-//   block   V::panels_at_once panels x depth columns, decoded to fp32, in L1 or L2
-//   tile    V::mr rows of x by V::nr rows of W: one vector of partial sums for each pair
+//   x       rows of elements in the order that packed codes decode to, zeros for padding
+//   m <= A::direct_rows     W is decoded to registers and multiplied there
+//   more    block: A::panels_at_once panels x A::depth columns, decoded to elements, in L1 or L2
+//           tile: up to A::mr rows of x by A::nr rows of W, one vector of partial sums for each pair
 //
-// Sums of one depth are added up lane by lane, the lanes by V::add_sum4, the depths in ascending order: the same for
+// Sums of one depth are added up lane by lane, the lanes by A::add_sum4, the depths in ascending order: the same for
 // every m, so row i of y does not depend on the rows beside it.
-//
-// Order inside a chunk of 64 columns: byte c of dword d of a line is column 4 d + c, and a shift by 8 c brings it down,
-// so the decoded order is all c = 0, then all c = 1, ...: position 16 c + d.
 #pragma once
 
-#include "cpu/generic/chunks.h"
+#include "cpu/generic/decode_f32.h"
 
 namespace lowbit::cpu {
 namespace {
 
-constexpr int64_t depth = 512;             // columns decoded at a time: 16 rows of them are 32 KB
-constexpr int64_t row_pitch = depth + 16;  // a power of two would make loads wait for stores 4 KB away
-
-// ---- activations ----
-
-template <class T>
-inline void f32_row(const gemm_problem& p, const T* row, float* out) {
-  for (int64_t c = 0; c < p.w.shape.chunks(); ++c) {
-    T padded[chunk];
-    const T* x = chunk_of_row(p.w.shape, row, c, padded);
-    for (int byte = 0; byte < 4; ++byte)
-      for (int dword = 0; dword < 16; ++dword)
-        out[c * chunk + 16 * byte + dword] = load_as_f32(x, 4 * dword + byte,
-                                                         sizeof(T) == 4             ? LOWBIT_F32
-                                                         : p.x_dtype == LOWBIT_BF16 ? LOWBIT_BF16
-                                                                                    : LOWBIT_F16);
-  }
-}
-
-// ---- weights ----
-
-// Decodes chunks of one panel. Scales and zero points of a chunk are one number a row (groups of 64 and more) or
-// differ along its lanes.
+// fp32 on vectors V: x and W exact or rounded once, products and sums by fused multiply-add.
 template <class V>
-class f32_decoder {
- public:
-  explicit f32_decoder(const packed_view& weights)
-      : w(weights),
-        s(weights.shape),
-        lut(w.format->decode == recipe::lut16 || w.format->decode == recipe::lut4),
-        narrow(s.high.bits),
-        linear(w.format->decode == recipe::linear || w.format->decode == recipe::narrow_linear),
-        offset(w.format->decode == recipe::narrow_linear ? static_cast<float>(w.format->integer_offset - 128) : 0) {
-    for (int i = 0; i < 16 && lut; ++i) values[i] = w.format->values[i & ((1 << s.bits) - 1)];
-    for (int d = 0; d < 16; ++d) group_of_lane[d] = static_cast<int32_t>(4 * d / s.unit);
-  }
+struct f32_arithmetic {
+  using element = float;
+  using vector = typename V::f32;
+  using sum = typename V::f32;
+  static constexpr int width = V::lanes;  // elements of a vector
+  static constexpr int64_t depth = 512;   // columns summed lane by lane: 16 rows of them are 32 KB
+  static constexpr int mr = V::mr, nr = V::nr, direct_sums = V::direct_sums;
+  static constexpr int64_t panels_at_once = V::panels_at_once;
 
-  // rows[r * stride ... + 64) = W[16 panel + r][chunk c]
-  void chunk_rows(int64_t panel, int64_t c, float* rows, int64_t stride) {
-    const int64_t column = c * chunk;
-    prepare(panel, column);
-    const uint8_t* lines = w.codes + s.plane_offset(s.low, panel * panel_rows, column);
-    const uint8_t* high_lines = w.codes + s.plane_offset(s.high, panel * panel_rows, column);
-    const plane_shifts shifts(s, column, w.format->decode == recipe::narrow_minifloat ? 8 - s.bits : 0);
-    for (int r = 0; r < panel_rows; ++r) {
-      const uint8_t* line = lines + r * line_bytes;
-      __builtin_prefetch(line + prefetch_ahead);
-      float* out = rows + r * stride;
-      alignas(64) uint8_t bytes[chunk];
-      if (narrow) {
-        V::join_planes(line, high_lines + r * line_bytes, shifts, bytes);
-        line = bytes;
+  static constexpr bool decodes(recipe) { return true; }
+  template <recipe Recipe, int Unit, offset Offset>
+  using decoder = f32_decoder<V, Recipe, Unit, Offset, depth>;
+
+  static sum zero() { return V::zero(); }
+  static vector load(const element* p) { return V::load(p); }
+  static void store(element* p, vector v) { V::store(p, v); }
+  static sum dot(sum s, vector w, vector x) { return V::fma(x, w, s); }
+  static void add_sum4(float* out, sum a, sum b, sum c, sum d) { V::add_sum4(out, a, b, c, d); }
+
+  // One row of x, as elements in the order of decoded codes.
+  static void put_row(const gemm_problem& p, int64_t m, element* out) {
+    const packed_shape& s = p.w.shape;
+    for (int64_t c = 0; c < s.chunks(); ++c, out += chunk) {
+      float natural[chunk];
+      if (p.x_dtype == LOWBIT_F32) {
+        float padded[chunk];
+        const float* x = chunk_of_row(s, static_cast<const float*>(p.x) + m * p.x_stride, c, padded);
+        std::memcpy(natural, x, sizeof natural);
+      } else {
+        uint16_t padded[chunk];
+        const uint16_t* x = chunk_of_row(s, static_cast<const uint16_t*>(p.x) + m * p.x_stride, c, padded);
+        if (p.x_dtype == LOWBIT_BF16)
+          for (int i = 0; i < chunk; ++i) natural[i] = bf16_to_f32(x[i]);
+        else
+          for (int i = 0; i < chunk; i += V::lanes) V::store(natural + i, V::load_f16(x + i));
       }
-      if (s.unit == 64)
-        one_scale(line, shifts.low, r, out);
-      else
-        many_scales(line, shifts.low, r, out);
-    }
-  }
-
- private:
-  const packed_view& w;
-  const packed_shape& s;
-  const bool lut, narrow, linear;
-  const float offset;  // of integers that are not stored plus 128
-  float values[16];    // of tables; those of 4 again and again, since lookups see the next code's bits, too
-  int64_t ready_panel = -1, ready_group = -1;
-  float scale[4][panel_rows] = {}, zero[4][panel_rows] = {}, min[4][panel_rows] = {};
-  // Of narrow groups: four groups of a row side by side, the first entries of a table that `group_of_lane` looks up.
-  struct by_row {
-    float of[(panel_rows + 3) * 4];
-    void take(const float (&numbers)[4][panel_rows]) {
-      for (int r = 0; r < panel_rows; ++r)
-        for (int i = 0; i < 4; ++i) of[4 * r + i] = numbers[i][r];
-    }
-  };
-  by_row row_scale = {}, row_zero = {}, row_min = {};
-  int32_t group_of_lane[16];
-
-  void prepare(int64_t panel, int64_t column) {
-    const int64_t group = s.group_of_column(column);
-    if (s.unit == 64 && panel == ready_panel && group == ready_group) return;
-    ready_panel = panel;
-    ready_group = group;
-    for (int i = 0; i < chunk / s.unit; ++i) {
-      const int64_t g = group + i < s.groups ? group + i : s.groups - 1;
-      panel_scales(w, panel, g, scale[i], zero[i]);
-      for (int r = 0; r < panel_rows; ++r) zero[i][r] += offset;
-      panel_mins(w, panel, g, min[i]);
-    }
-    if (s.unit == 64) return;
-    row_scale.take(scale);
-    row_zero.take(zero);
-    row_min.take(min);
-  }
-
-  void one_scale(const uint8_t* line, int shift, int r, float* out) const {
-    if (lut) {
-      float scaled[16];
-      for (int i = 0; i < 16; ++i) scaled[i] = __builtin_fmaf(values[i] - zero[0][r], scale[0][r], min[0][r]);
-      lookup(line, shift, V::table16(scaled), out);
-    } else {
-      const auto z = V::set1(zero[0][r]), f = V::set1(scale[0][r]), a = V::set1(min[0][r]);
-      for_bytes(line, [&](auto value, int position) { V::store(out + position, V::fma(V::sub(value, z), f, a)); });
-    }
-  }
-
-  void many_scales(const uint8_t* line, int shift, int r, float* out) const {
-    if (lut)
-      lookup(line, shift, V::table16(values), out);
-    else
-      for_bytes(line, [&](auto value, int position) { V::store(out + position, value); });
-    for (int d = 0; d < 16; d += V::lanes) {
-      const auto group = V::load_bytes(group_of_lane + d);
-      const auto of_lanes = [&](const by_row& rows) {
-        return V::template lookup16<0>(V::table16(rows.of + 4 * r), group);
-      };
-      const auto f = of_lanes(row_scale), z = of_lanes(row_zero), a = of_lanes(row_min);
-      for (float* at = out + d; at < out + chunk; at += 16) V::store(at, V::fma(V::sub(V::load(at), z), f, a));
-    }
-  }
-
-  static void lookup(const uint8_t* line, int shift, typename V::table table, float* out) {
-    for (int d = 0; d < 16; d += V::lanes) {
-      const auto dwords = V::shift_right(V::load_bytes(line + 4 * d), shift);
-      V::store(out + d, V::template lookup16<0>(table, dwords));
-      V::store(out + 16 + d, V::template lookup16<8>(table, dwords));
-      V::store(out + 32 + d, V::template lookup16<16>(table, dwords));
-      V::store(out + 48 + d, V::template lookup16<24>(table, dwords));
-    }
-  }
-
-  // f(values, position) for the 8-bit codes of a line, or those of a narrow format spread to bytes.
-  template <class F>
-  void for_bytes(const uint8_t* line, const F& f) const {
-    for (int d = 0; d < 16; d += V::lanes) {
-      const auto dwords = V::load_bytes(line + 4 * d);
-      for (int c = 0; c < 4; ++c) {
-        const auto bytes = V::bytes_of(dwords, 8 * c);
-        f(linear ? V::linear(bytes) : V::minifloat(bytes, w.format->fp16_shift, w.format->fp16_scale), 16 * c + d);
-      }
+      for (int byte = 0; byte < 4; ++byte)
+        for (int dword = 0; dword < 16; ++dword) out[16 * byte + dword] = natural[4 * dword + byte];
     }
   }
 };
 
-// ---- multiplication ----
+// ---- decoded in registers ----
 
-// sums[i][j] += x row i . W row j over `columns`, for MR x NR of them.
-template <class V, int MR, int NR>
-inline void dot_tile(const float* x, int64_t x_stride, const float* rows, int64_t row_stride, int64_t columns,
-                     float* sums, int64_t sums_stride) {
-  typename V::f32 partial[MR][NR];
+// sums[i][0 .. 16) += x row i . W rows of the decoder's panel over `blocks` blocks.
+template <class A, int M, class Decoder>
+inline void multiply_direct(const Decoder& w, const typename A::element* x, int64_t x_stride, int64_t blocks,
+                            float* sums) {
+  constexpr int rows = A::direct_sums / M >= 16 ? 16 : A::direct_sums / M >= 8 ? 8 : 4;
+  for (int first = 0; first < panel_rows; first += rows) {
+    typename A::sum partial[M][rows];
+#pragma GCC unroll 16
+    for (int i = 0; i < M; ++i)
+#pragma GCC unroll 16
+      for (int r = 0; r < rows; ++r) partial[i][r] = A::zero();
+    for (int64_t b = 0; b < blocks; ++b) {
+      const typename A::element* columns = x + b * Decoder::block_k;
+#pragma GCC unroll 16
+      for (int r = 0; r < rows; ++r)
+        w.row(b, first + r, [&](int v, typename A::vector weights) __attribute__((always_inline)) {
+#pragma GCC unroll 16
+          for (int i = 0; i < M; ++i)
+            partial[i][r] = A::dot(partial[i][r], weights, A::load(columns + i * x_stride + v * A::width));
+        });
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < M; ++i)
+#pragma GCC unroll 16
+      for (int r = 0; r < rows; r += 4)
+        A::add_sum4(sums + i * panel_rows + first + r, partial[i][r], partial[i][r + 1], partial[i][r + 2],
+                    partial[i][r + 3]);
+  }
+}
+
+// Rows of x are computed as 1, 2, 4 or 6, as far as their sums and four rows of W fit the registers.
+template <class A>
+constexpr int direct_rows = A::direct_sums >= 24   ? 6
+                            : A::direct_sums >= 16 ? 4
+                                                   : 2;
+
+template <class A, class Decoder>
+inline void multiply_few(int64_t m, const Decoder& w, const typename A::element* x, int64_t x_stride, int64_t blocks,
+                         float* sums) {
+  if (m == 1) return multiply_direct<A, 1>(w, x, x_stride, blocks, sums);
+  if (m == 2) return multiply_direct<A, 2>(w, x, x_stride, blocks, sums);
+  if constexpr (direct_rows<A> >= 4)
+    if (m <= 4) return multiply_direct<A, 4>(w, x, x_stride, blocks, sums);
+  if constexpr (direct_rows<A> >= 6) multiply_direct<A, 6>(w, x, x_stride, blocks, sums);
+}
+
+// ---- decoded to memory ----
+
+// Elements between the rows of a block: a power of two would make loads wait for stores 4 KB away.
+template <class A>
+constexpr int64_t row_pitch = A::depth + 64 / static_cast<int64_t>(sizeof(typename A::element));
+
+template <class A, class Decoder>
+inline void decode_panel(const Decoder& w, int64_t blocks, typename A::element* rows) {
+  for (int64_t b = 0; b < blocks; ++b)
+    for (int r = 0; r < panel_rows; ++r) {
+      typename A::element* row = rows + r * row_pitch<A> + b * Decoder::block_k;
+      w.row(b, r, [&](int v, typename A::vector weights) __attribute__((always_inline)) {
+        A::store(row + v * A::width, weights);
+      });
+    }
+}
+
+// sums[i][j] += x row i . W row j over `columns`, for MR x A::nr of them.
+template <class A, int MR>
+inline void multiply_tile(const typename A::element* x, int64_t x_stride, const typename A::element* rows,
+                          int64_t columns, float* sums, int64_t sums_stride) {
+  constexpr int NR = A::nr;
+  typename A::sum partial[MR][NR];
   for (int i = 0; i < MR; ++i)
-    for (int j = 0; j < NR; ++j) partial[i][j] = V::zero();
-  for (int64_t k = 0; k < columns; k += V::lanes) {
-    typename V::f32 a[MR];
-    for (int i = 0; i < MR; ++i) a[i] = V::load(x + i * x_stride + k);
+    for (int j = 0; j < NR; ++j) partial[i][j] = A::zero();
+  for (int64_t k = 0; k < columns; k += A::width) {
+    typename A::vector a[MR];
+    for (int i = 0; i < MR; ++i) a[i] = A::load(x + i * x_stride + k);
     for (int j = 0; j < NR; ++j) {
-      const typename V::f32 b = V::load(rows + j * row_stride + k);
-      for (int i = 0; i < MR; ++i) partial[i][j] = V::fma(a[i], b, partial[i][j]);
+      const typename A::vector b = A::load(rows + j * row_pitch<A> + k);
+      for (int i = 0; i < MR; ++i) partial[i][j] = A::dot(partial[i][j], b, a[i]);
     }
   }
   for (int i = 0; i < MR; ++i)
     for (int j = 0; j < NR; j += 4)
-      V::add_sum4(sums + i * sums_stride + j, partial[i][j], partial[i][j + 1], partial[i][j + 2], partial[i][j + 3]);
+      A::add_sum4(sums + i * sums_stride + j, partial[i][j], partial[i][j + 1], partial[i][j + 2], partial[i][j + 3]);
 }
 
-// MR rows of x by all rows of a block, NR at a time.
-template <class V, int MR, int NR>
-inline void dot_block(const float* x, int64_t x_stride, const float* rows, int64_t row_count, int64_t columns,
-                      float* sums, int64_t sums_stride) {
-  for (int64_t n = 0; n < row_count; n += NR)
-    dot_tile<V, MR, NR>(x, x_stride, rows + n * row_pitch, row_pitch, columns, sums + n, sums_stride);
+// All rows of a block by MR rows of x.
+template <class A, int MR>
+inline void multiply_rows(int64_t m, const typename A::element* x, int64_t x_stride, const typename A::element* rows,
+                          int64_t row_count, int64_t columns, float* sums, int64_t sums_stride) {
+  if constexpr (MR > 1)
+    if (m < MR) return multiply_rows<A, MR - 1>(m, x, x_stride, rows, row_count, columns, sums, sums_stride);
+  for (int64_t n = 0; n < row_count; n += A::nr)
+    multiply_tile<A, MR>(x, x_stride, rows + n * row_pitch<A>, columns, sums + n, sums_stride);
 }
 
-// One row keeps eight sums going, so that their latency is hidden.
-template <class V>
-inline void dot_rows(int64_t m, const float* x, int64_t x_stride, const float* rows, int64_t row_count, int64_t columns,
-                     float* sums, int64_t sums_stride) {
-  int64_t i = 0;
-  for (; i + V::mr <= m; i += V::mr)
-    dot_block<V, V::mr, V::nr>(x + i * x_stride, x_stride, rows, row_count, columns, sums + i * sums_stride,
-                               sums_stride);
-  for (; i + V::mr / 2 <= m && V::mr / 2 > 1; i += V::mr / 2)
-    dot_block<V, V::mr / 2, V::nr>(x + i * x_stride, x_stride, rows, row_count, columns, sums + i * sums_stride,
-                                   sums_stride);
-  for (; i < m; ++i)
-    dot_block<V, 1, 8>(x + i * x_stride, x_stride, rows, row_count, columns, sums + i * sums_stride, sums_stride);
+// Rows of x are shared out evenly: 8 are 4 + 4, not 6 + 2.
+template <class A>
+inline void multiply_block(int64_t m, const typename A::element* x, int64_t x_stride, const typename A::element* rows,
+                           int64_t row_count, int64_t columns, float* sums, int64_t sums_stride) {
+  const int64_t tiles = ceil_div(m, A::mr);
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t first = m * t / tiles, count = m * (t + 1) / tiles - first;
+    multiply_rows<A, A::mr>(count, x + first * x_stride, x_stride, rows, row_count, columns, sums + first * sums_stride,
+                            sums_stride);
+  }
 }
 
-template <class V>
-lowbit_status weight_only_f32(const gemm_problem& p) {
+// ---- the whole ----
+
+// Panels [begin, end) of y; false: no memory.
+template <class A, class Decoder>
+bool weight_only_panels(const gemm_problem& p, const typename A::element* x, int64_t begin, int64_t end) {
   const packed_shape& s = p.w.shape;
-  float* x =
-      static_cast<float*>(scratch(scratch_slot::activations, static_cast<size_t>(p.m * s.k_packed) * sizeof(float)));
-  if (!x)
-    return fail(LOWBIT_OUT_OF_MEMORY, "no memory for %lld activations in fp32",
-                static_cast<long long>(p.m * s.k_packed));
-  parallel_for(p.m < 8 ? nullptr : p.parallel, p.m, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      if (p.x_dtype == LOWBIT_F32)
-        f32_row(p, static_cast<const float*>(p.x) + i * p.x_stride, x + i * s.k_packed);
-      else
-        f32_row(p, static_cast<const uint16_t*>(p.x) + i * p.x_stride, x + i * s.k_packed);
-    }
-  });
-
-  bool out_of_memory = false;
-  parallel_for(p.parallel, s.panels, [&](int64_t begin, int64_t end) {
-    // More panels share a pass over x when there is much of it.
-    const int64_t together = p.m >= 4 * V::mr ? V::panels_at_once : 1, width = together * panel_rows;
-    float* block =
-        static_cast<float*>(scratch(scratch_slot::panel, static_cast<size_t>(width * row_pitch) * sizeof(float)));
-    float* sums = static_cast<float*>(scratch(scratch_slot::sums, static_cast<size_t>(p.m * width) * sizeof(float)));
-    if (!block || !sums) {
-      __atomic_store_n(&out_of_memory, true, __ATOMIC_RELAXED);
-      return;
-    }
-    f32_decoder<V> decoder(p.w);
-    for (int64_t panel = begin; panel < end; panel += together) {
-      const int64_t panels = end - panel < together ? end - panel : together, rows = panels * panel_rows;
-      std::memset(sums, 0, static_cast<size_t>(p.m * width) * sizeof(float));
-      for (int64_t column = 0; column < s.k_packed; column += depth) {
-        const int64_t columns = s.k_packed - column < depth ? s.k_packed - column : depth;
-        for (int64_t i = 0; i < panels; ++i)
-          for (int64_t c = 0; c < columns; c += chunk)
-            decoder.chunk_rows(panel + i, (column + c) / chunk, block + i * panel_rows * row_pitch + c, row_pitch);
-        dot_rows<V>(p.m, x + column, s.k_packed, block, rows, columns, sums, width);
+  const bool few = p.m <= direct_rows<A>;
+  // More panels share a pass over x when there is much of it.
+  const int64_t together = p.m >= 4 * A::mr ? A::panels_at_once : 1, width = together * panel_rows;
+  const int64_t m = few ? direct_rows<A> : p.m;
+  auto* block = static_cast<typename A::element*>(
+      scratch(scratch_slot::panel, few ? 0 : static_cast<size_t>(width * row_pitch<A>) * sizeof(typename A::element)));
+  auto* sums = static_cast<float*>(scratch(scratch_slot::sums, static_cast<size_t>(m * width) * sizeof(float)));
+  if ((!block && !few) || !sums) return false;
+  Decoder decoder(p.w);
+  for (int64_t panel = begin; panel < end; panel += together) {
+    const int64_t panels = end - panel < together ? end - panel : together;
+    std::memset(sums, 0, static_cast<size_t>(m * width) * sizeof(float));
+    for (int64_t column = 0; column < s.k_packed; column += A::depth) {
+      const int64_t columns = s.k_packed - column < A::depth ? s.k_packed - column : A::depth;
+      const int64_t blocks = columns / Decoder::block_k;
+      for (int64_t i = 0; i < panels; ++i) {
+        decoder.begin(panel + i, column, columns);
+        if (few)
+          multiply_few<A>(p.m, decoder, x + column, s.k_packed, blocks, sums);
+        else
+          decode_panel<A>(decoder, blocks, block + i * panel_rows * row_pitch<A>);
       }
-      const int64_t n = panel * panel_rows;
-      for (int64_t m = 0; m < p.m; ++m)
-        for (int64_t i = 0; i < panels; ++i)
-          store_row(p, sums + m * width + i * panel_rows, m, n + i * panel_rows, p.w.global_scale);
+      if (!few) multiply_block<A>(p.m, x + column, s.k_packed, block, panels * panel_rows, columns, sums, width);
     }
+    for (int64_t i = 0; i < panels; ++i)
+      for (int64_t row = 0; row < p.m; ++row)
+        store_row(p, sums + row * width + i * panel_rows, row, (panel + i) * panel_rows, p.w.global_scale);
+  }
+  return true;
+}
+
+// All panels, decoded in one of the ways of with_decoding; those that A's rows do not state are not compiled.
+template <class A, recipe Recipe, int Unit, offset Offset>
+bool weight_only_as(const gemm_problem& p, const typename A::element* x) {
+  bool out_of_memory = false;
+  if constexpr (A::decodes(Recipe))
+    parallel_for(p.parallel, p.w.shape.panels, [&](int64_t begin, int64_t end) {
+      if (!weight_only_panels<A, typename A::template decoder<Recipe, Unit, Offset>>(p, x, begin, end))
+        __atomic_store_n(&out_of_memory, true, __ATOMIC_RELAXED);
+    });
+  return !out_of_memory;
+}
+
+template <class A>
+lowbit_status weight_only(const gemm_problem& p) {
+  using element = typename A::element;
+  const packed_shape& s = p.w.shape;
+  const int64_t rows = p.m < direct_rows<A> ? direct_rows<A> : p.m;  // at least as many as are computed
+  element* x = static_cast<element*>(
+      scratch(scratch_slot::activations, static_cast<size_t>(rows * s.k_packed) * sizeof(element)));
+  if (!x)
+    return fail(LOWBIT_OUT_OF_MEMORY, "no memory for %lld activations", static_cast<long long>(rows * s.k_packed));
+  parallel_for(p.m < 8 ? nullptr : p.parallel, p.m, [&](int64_t begin, int64_t end) {
+    for (int64_t m = begin; m < end; ++m) A::put_row(p, m, x + m * s.k_packed);
   });
-  if (out_of_memory) return fail(LOWBIT_OUT_OF_MEMORY, "no memory for a block of decoded weights");
+  std::memset(x + p.m * s.k_packed, 0, static_cast<size_t>((rows - p.m) * s.k_packed) * sizeof(element));
+
+  bool done = false;
+  with_decoding(p.w, [&](auto decode, auto unit, auto of) {
+    done = weight_only_as<A, decode.value, unit.value, of.value>(p, x);
+  });
+  if (!done) return fail(LOWBIT_OUT_OF_MEMORY, "no memory for a block of decoded weights");
   return LOWBIT_OK;
 }
 
