@@ -32,7 +32,7 @@ template <class Visit>
 void for_each_format(const Visit& visit) {
   for (int i = 0; i < lowbit::num_formats(); ++i) {
     const lowbit::format_row& f = lowbit::format_at(i);
-    if (!f.minimum && !f.two_levels()) visit(f);
+    if ((f.bits == 2 || f.bits == 4 || f.bits == 8) && !f.minimum && !f.two_levels()) visit(f);
   }
 }
 
