@@ -47,13 +47,16 @@ double rounded_to(int dtype, double x) {
 void fit_f16(canonical_weight& w) {
   double largest = 0;
   for (int c = 0; c < 1 << w.format().bits; ++c)
-    if (std::isfinite(w.format().values[c])) largest = std::fmax(largest, std::fabs(static_cast<double>(w.format().values[c])));
+    if (std::isfinite(w.format().values[c]))
+      largest = std::fmax(largest, std::fabs(static_cast<double>(w.format().values[c])));
   const bool e8m0 = w.description.scale_dtype == LOWBIT_E8M0;
   for (int64_t i = 0; i < w.num_scales(); ++i) {
     uint8_t* byte = w.scales.data() + i;
     if (e8m0) *byte = static_cast<uint8_t>(std::min<int>(*byte, 127 + 3));
     if (lowbit::is_float_dtype(w.description.scale_dtype))
-      while (std::fabs(static_cast<double>(lowbit::load_as_f32(w.scales.data(), i, w.description.scale_dtype))) * largest * 2 > 2000)
+      while (std::fabs(static_cast<double>(lowbit::load_as_f32(w.scales.data(), i, w.description.scale_dtype))) *
+                 largest * 2 >
+             2000)
         w.set_scale(i, lowbit::load_as_f32(w.scales.data(), i, w.description.scale_dtype) / 16);
   }
 }
@@ -139,12 +142,12 @@ struct product {
 
   std::string describe(const kernel_row& row) const {
     char text[200];
-    std::snprintf(text, sizeof text, "%s, %s %lld x %lld x %lld, group %lld x %lld, scales %s%s, x %s%s, y %s", row.name,
-                  w.format().name, static_cast<long long>(m), static_cast<long long>(w.n()),
+    std::snprintf(text, sizeof text, "%s, %s %lld x %lld x %lld, group %lld x %lld, scales %s%s, x %s%s, y %s",
+                  row.name, w.format().name, static_cast<long long>(m), static_cast<long long>(w.n()),
                   static_cast<long long>(w.k()), static_cast<long long>(w.description.group_n),
                   static_cast<long long>(w.description.group_k), lowbit::dtype_name(w.description.scale_dtype),
-                  w.zero_points.empty() ? "" : " and zero points", lowbit::dtype_name(x_dtype), shifted ? " shifted" : "",
-                  lowbit::dtype_name(y_dtype));
+                  w.zero_points.empty() ? "" : " and zero points", lowbit::dtype_name(x_dtype),
+                  shifted ? " shifted" : "", lowbit::dtype_name(y_dtype));
     return text;
   }
 
@@ -168,17 +171,18 @@ void check_against_double(const kernel_row& row, const product& c, const std::ve
         const double x = c.x_at(m, k), product = x * w.value(n, k);
         sum += product;
         absolute += std::fabs(product);
-        if (!bf16 && grouped) smallest += std::fabs(x) * (std::fabs(static_cast<double>(w.format().values[w.code(n, k)]) - w.zero_point(n, k)) + 1);
+        if (!bf16 && grouped)
+          smallest +=
+              std::fabs(x) * (std::fabs(static_cast<double>(w.format().values[w.code(n, k)]) - w.zero_point(n, k)) + 1);
       }
       const double bias = c.has_bias ? static_cast<double>(lowbit::load_as_f32(c.bias.data(), n, c.bias_dtype)) : 0;
       const double exact = sum * global + bias;
       double most = (relative * absolute + smallest * 0x1p-25) * global;
       const double magnitude = std::fabs(exact) + most;
-      most += 0x1p-22 * magnitude + (c.y_dtype == LOWBIT_F16 ? magnitude * 0x1p-11 + 0x1p-25
+      most += 0x1p-22 * magnitude + (c.y_dtype == LOWBIT_F16    ? magnitude * 0x1p-11 + 0x1p-25
                                      : c.y_dtype == LOWBIT_BF16 ? magnitude * 0x1p-8
                                                                 : 0);
-      const double got =
-          static_cast<double>(lowbit::load_as_f32(y.data(), m * c.y_stride + n, c.y_dtype));
+      const double got = static_cast<double>(lowbit::load_as_f32(y.data(), m * c.y_stride + n, c.y_dtype));
       const bool overflows = c.y_dtype == LOWBIT_F16 && magnitude >= 65504;
       CHECK(overflows || std::fabs(got - exact) <= most, "%s [%lld, %lld]: %.9g, not %.9g +- %.3g",
             c.describe(row).c_str(), static_cast<long long>(m), static_cast<long long>(n), got, exact, most);
@@ -227,11 +231,11 @@ TEST(every_code_decodes_as_the_contract_says) {
         const std::vector<uint8_t> y = c.run(row, many_sms);
         for (int64_t i = 0; i < n; ++i) {
           for (int64_t j = 0; j < k; ++j) {
-            const double code_value = rounded_to(x_dtype, static_cast<double>(f.values[w.code(i, j)]) - w.zero_point(i, j));
+            const double code_value =
+                rounded_to(x_dtype, static_cast<double>(f.values[w.code(i, j)]) - w.zero_point(i, j));
             const double scale = static_cast<double>(w.scale(i, j));
-            const double wanted = w.groups() == 1
-                                      ? static_cast<double>(static_cast<float>(code_value * scale))
-                                      : rounded_to(x_dtype, code_value * rounded_to(x_dtype, scale));
+            const double wanted = w.groups() == 1 ? static_cast<double>(static_cast<float>(code_value * scale))
+                                                  : rounded_to(x_dtype, code_value * rounded_to(x_dtype, scale));
             const double got = static_cast<double>(lowbit::load_as_f32(y.data(), j * c.y_stride + i, LOWBIT_F32));
             const double denormal = x_dtype == LOWBIT_F16 ? 0x1p-25 : 0;
             CHECK(std::fabs(got - wanted) <= denormal, "%s [%lld, %lld], code %u: %.9g, not %.9g",
@@ -242,6 +246,63 @@ TEST(every_code_decodes_as_the_contract_says) {
       }
     }
   });
+}
+
+struct tile_arguments {
+  const uint8_t* codes;
+  uint32_t* registers;  // [128 columns / 16][4][32 lanes]
+};
+
+template <class T, class Codes>
+LOWBIT_KERNEL(32, 1)
+void decode_kernel(const tile_arguments p) {
+  namespace cuda = lowbit::cuda;
+  constexpr int tile_k = 256 / Codes::bits;
+  const float bias = Codes::template bias<T> + (1 << (Codes::bits - 1));
+  cuda::row_scales s{};
+  for (int half = 0; half < 2; ++half) {
+    s.offset[half] = cuda::pack2<T>(-bias, -bias);
+    s.scale[half] = cuda::pack2<T>(half ? 0.5f : 1, half ? 0.5f : 1);  // rows g + 8: half of rows g
+  }
+  for (int k16 = 0; k16 < 8; ++k16) {
+    const auto w = cuda::global_load<cuda::u32x4>(p.codes + k16 * 16 / tile_k * 2048 + cuda::lane_index() * 16);
+    uint32_t a[4];
+    cuda::decode<T, Codes>(a, w, k16 % (tile_k / 16), s, s, cuda::decode_constants{});
+    for (int i = 0; i < 4; ++i)
+      cuda::global_store<uint32_t>(p.registers + (k16 * 4 + i) * 32 + cuda::lane_index(), a[i]);
+  }
+}
+
+template <class T, class Codes>
+void check_integer_tile(int dtype) {
+  random_source random(55);
+  const auto s = lowbit::fragment_shape::of(64, 128, 1, 128, Codes::bits);
+  std::vector<uint8_t> bytes(static_cast<size_t>(s.code_bytes()));
+  for (uint8_t& b : bytes) b = static_cast<uint8_t>(random.below(256));
+  const emulator::buffer<uint8_t> codes(bytes);
+  const emulator::buffer<uint32_t> registers(8 * 4 * 32);
+  CHECK_EQ((lowbit::cuda::launch<decode_kernel<T, Codes>>({.grid_x = 1, .threads = 32},
+                                                          tile_arguments{codes.data(), registers.data()})),
+           LOWBIT_OK);
+  const std::vector<uint32_t> got = registers.values();
+  for (int64_t k16 = 0; k16 < 8; ++k16)
+    for (int64_t i = 0; i < 4; ++i)
+      for (int64_t lane = 0; lane < 32; ++lane)
+        for (int64_t c = 0; c < 2; ++c) {
+          const int64_t bit = s.code_bit(lane / 4 + 8 * (i % 2), k16 * 16 + lane % 4 * 2 + 8 * (i / 2) + c);
+          const int code = bytes[static_cast<size_t>(bit / 8)] >> bit % 8 & ((1 << Codes::bits) - 1);
+          const float wanted = static_cast<float>(code - (1 << (Codes::bits - 1))) * (i % 2 ? 0.5f : 1);
+          const uint16_t half = static_cast<uint16_t>(got[static_cast<size_t>((k16 * 4 + i) * 32 + lane)] >> c * 16);
+          CHECK_EQ(dtype == LOWBIT_BF16 ? lowbit::bf16_to_f32(half) : lowbit::f16_to_f32(half), wanted);
+        }
+}
+
+TEST(integers_of_2_and_4_bits_become_the_registers_of_an_mma) {
+  using lowbit::cuda::integer_codes;
+  check_integer_tile<bf16_t, integer_codes<2>>(LOWBIT_BF16);
+  check_integer_tile<f16_t, integer_codes<2>>(LOWBIT_F16);
+  check_integer_tile<bf16_t, integer_codes<4>>(LOWBIT_BF16);
+  check_integer_tile<f16_t, integer_codes<4>>(LOWBIT_F16);
 }
 
 TEST(products_are_within_the_stated_bound) {
@@ -291,7 +352,8 @@ TEST(a_row_of_y_has_the_same_bits_for_every_m) {
           c.bias = exact_bytes(most.bias.data(), most.bias.size());
           c.x_stride = most.x_stride;
           const int64_t skipped = 130 - m;  // the last rows
-          c.x = exact_bytes(most.x.bytes() + skipped * c.x_stride * 2, most.x.size() - static_cast<size_t>(skipped * c.x_stride) * 2);
+          c.x = exact_bytes(most.x.bytes() + skipped * c.x_stride * 2,
+                            most.x.size() - static_cast<size_t>(skipped * c.x_stride) * 2);
           const std::vector<uint8_t> y = c.run(row, device, static_cast<uint32_t>(++turn % 3));
           for (int64_t i = 0; i < m; ++i)
             CHECK(!std::memcmp(y.data() + i * c.y_stride * 4, wanted.data() + (skipped + i) * most.y_stride * 4,
