@@ -13,6 +13,7 @@ from typing import Any
 import lowbit
 import lowbit.checkpoints
 import lowbit.checkpoints.compressed_tensors
+import lowbit.checkpoints.gguf_blocks
 import lowbit.cupy
 import lowbit.formats
 import lowbit.info
@@ -28,7 +29,10 @@ ITEM = re.compile(r"([\w\[\], .*]+?): (.*)", re.DOTALL)
 
 # What the page shows, in order: title, and the objects under it.
 PAGE: list[tuple[str, list[Any]]] = [
-    ("Quantizing", [lowbit.quantize, lowbit.Scheme, lowbit.QuantizedTensor, lowbit.relative_error]),
+    (
+        "Quantizing",
+        [lowbit.quantize, lowbit.Scheme, lowbit.QuantizedTensor, lowbit.tensor.Canonical, lowbit.relative_error],
+    ),
     ("Scale rules", list(lowbit.quantizers.rules.RULES.values())),
     ("Multiplying", [lowbit.linear, lowbit.quantize_activation, lowbit.QuantizedActivation]),
     ("CuPy", [lowbit.cupy.pack, lowbit.cupy.linear, lowbit.cupy.dequantize, lowbit.cupy.PackedWeight]),
@@ -44,6 +48,10 @@ PAGE: list[tuple[str, list[Any]]] = [
             lowbit.checkpoints.load_model,
             lowbit.checkpoints.save_file,
             lowbit.checkpoints.load_file,
+            lowbit.checkpoints.gguf.open,
+            lowbit.checkpoints.gguf.File,
+            lowbit.checkpoints.gguf.TensorInfo,
+            lowbit.checkpoints.gguf_blocks,
         ],
     ),
     ("What runs where", [lowbit.explain, lowbit.info.Explanation, lowbit.info.Candidate]),

@@ -142,7 +142,7 @@ class QuantizedTensor:
             expected = "positive and finite" if fmt.global_scale else f"1, {fmt.name} has none"
             raise ValueError(f"global scale is {global_scale}: it must be {expected}")
         if codes.device.type != "meta":
-            _check_scales("scales", scales, fmt.signed_scales and (signed_scales or not fmt.integer))
+            _check_scales("scales", scales, fmt.signed_scales and (signed_scales or fmt.scale_dtype is not None))
             for what, tensor in (("mins", mins), ("super scales", super_scales), ("super mins", super_mins)):
                 if tensor is not None:
                     _check_scales(what, tensor, True)

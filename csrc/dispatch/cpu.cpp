@@ -199,6 +199,14 @@ const char* refusal(int isa, const kernel_row& row, const lowbit_problem& proble
     std::snprintf(reason, sizeof reason, "does not decode %s", format.name);
     return reason;
   }
+  if (format.minimum && !(row.recipes & minima)) {
+    std::snprintf(reason, sizeof reason, "does not add the minima of %s", format.name);
+    return reason;
+  }
+  if (format.two_levels() && !(row.recipes & two_levels)) {
+    std::snprintf(reason, sizeof reason, "does not make scales of two levels (%s)", format.name);
+    return reason;
+  }
   if (!(row.x_dtypes & bit(problem.x_dtype))) {
     std::snprintf(reason, sizeof reason, "does not take %s activations", dtype_name(problem.x_dtype));
     return reason;

@@ -77,7 +77,8 @@ LOWBIT_INLINE constexpr float finite_f16_to_f32(uint16_t half) {
   const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16, magnitude = static_cast<uint32_t>(half & 0x7fffu)
                                                                                  << 13;
   const float denormal = std::bit_cast<float>(magnitude + (113u << 23)) - 0x1p-14f;
-  const uint32_t bits = magnitude < (1u << 23) ? std::bit_cast<uint32_t>(denormal) : magnitude + (112u << 23);
+  const uint32_t is_denormal = 0u - (magnitude < (1u << 23));
+  const uint32_t bits = (std::bit_cast<uint32_t>(denormal) & is_denormal) | ((magnitude + (112u << 23)) & ~is_denormal);
   return std::bit_cast<float>(bits | sign);
 }
 

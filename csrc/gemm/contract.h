@@ -1,7 +1,7 @@
 // What every kernel is given and what it owes. The edge (csrc/api.cpp) has checked all of it.
 //
 //   weight_only   y[m][n] = to_y( fma(sum_k x[m][k] * W[n][k], global, bias[n]) )
-//                 W[n][k] = (value - zero_point) * scale in fp32, rounded once; `bf16` kernels round x and W once
+//                 W[n][k] = (value - zero_point) * scale + min in fp32, rounded once; `bf16` kernels round x and W once
 //                 more, to bf16. Sums are fp32, in one order of K for every m.
 //                 |y - exact| <= (K + 2) eps32 sum|x W|, plus the rounding to y; `bf16` kernels add 2^-8 sum|x W| for
 //                 the rounding of W, as much again for that of float16 x, and take denormal bf16 for zero.
@@ -66,6 +66,8 @@ inline constexpr uint32_t all_recipes = bit(recipe::lut4) | bit(recipe::lut16) |
                                         bit(recipe::narrow_minifloat);
 inline constexpr uint32_t integer_recipes =
     bit(recipe::lut4) | bit(recipe::lut16) | bit(recipe::linear) | bit(recipe::narrow_linear);
+// What a row must state beside recipes, in the same mask, to be given such formats.
+inline constexpr uint32_t minima = 1u << 30, two_levels = 1u << 31, every_scale_rule = minima | two_levels;
 inline constexpr uint32_t float_dtypes = bit(LOWBIT_F32) | bit(LOWBIT_F16) | bit(LOWBIT_BF16);
 
 // 64-byte aligned memory of the calling thread, kept from call to call; null when there is none. `slot` tells the

@@ -52,14 +52,6 @@ struct panel_layout {
 
 }  // namespace
 
-namespace {
-
-code_plane plane_of(int bits, int64_t line) {
-  return {bits, bits ? std::countr_zero(8u / static_cast<unsigned>(bits)) : 0, line};
-}
-
-}  // namespace
-
 packed_shape packed_shape::of(int64_t n, int64_t k, int64_t group_n, int64_t group_k, int bits) {
   packed_shape s{};
   s.n = n;
@@ -72,9 +64,9 @@ packed_shape packed_shape::of(int64_t n, int64_t k, int64_t group_n, int64_t gro
   const int low = static_cast<int>(std::bit_floor(static_cast<unsigned>(bits))), high = bits - low;
   s.block_k = line_bytes * 8 / (high ? high : low);
   s.lines = s.block_k * bits / (line_bytes * 8);
-  s.low = plane_of(low, 0);
-  // No bits, no lines: those of the low plane, so that reading them is within the weight.
-  s.high = high ? plane_of(high, s.block_k * low / (line_bytes * 8)) : code_plane{0, s.low.log2, 0};
+  const auto log2 = [](int plane_bits) { return std::countr_zero(8u / static_cast<unsigned>(plane_bits)); };
+  s.low = {low, log2(low), 0};
+  s.high = high ? code_plane{high, log2(high), s.block_k * low / (line_bytes * 8)} : code_plane{0, s.low.log2, 0};
   if (s.groups == 1) {
     s.k_packed = round_up(k, s.block_k);
     s.span = s.k_packed;

@@ -57,7 +57,7 @@ LOWBIT_INLINE constexpr int64_t interleaved(int64_t row, int64_t column, int64_t
 
 // Some bits of every code, side by side.
 struct code_plane {
-  int bits;      // 1, 2, 4 or 8; 0: there is none
+  int bits;      // 1, 2, 4 or 8; 0: there is none, and what its offsets say may be read is the low plane
   int log2;      // of 8 / bits, the chunks in a line
   int64_t line;  // of a block: its first
 };

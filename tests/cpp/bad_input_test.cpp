@@ -229,6 +229,45 @@ TEST(bad_scales_are_refused) {
   CHECK_EQ(pack_status(w.description), LOWBIT_INVALID_VALUE);
 }
 
+TEST(bad_minima_and_super_scales_are_refused) {
+  for (const char* format : {"q4_1", "q2_k", "q4_k", "q6_k", "nf4_dq"}) {
+    random_source random(9);
+    const canonical_weight w = random_weight({format, 5, 512, 1, 32, LOWBIT_F32, false}, random);
+    CHECK_EQ(pack_status(w.description), LOWBIT_OK);
+    const auto refused = [&](auto change, const char* part) {
+      canonical_weight bad = w;
+      bad.description.mins = bad.mins.empty() ? nullptr : bad.mins.data();
+      bad.description.super_scales = bad.super_scales.empty() ? nullptr : bad.super_scales.data();
+      bad.description.super_mins = bad.super_mins.empty() ? nullptr : bad.super_mins.data();
+      change(bad);
+      CHECK(pack_status(bad.description) == LOWBIT_INVALID_VALUE, "%s: %s was taken", format, part);
+      check_sentence(part);
+    };
+    const lowbit::format_row& f = w.format();
+    if (f.minimum) refused([](auto& bad) { bad.description.mins = nullptr; }, "min");
+    if (f.minimum && !f.two_levels())
+      refused([](auto& bad) { lowbit::store_from_f32(bad.mins.data(), 3, LOWBIT_F16, NAN); }, "min[0, 3]");
+    if (f.two_levels()) {
+      refused([](auto& bad) { bad.description.super_scales = nullptr; }, "super_scale");
+      for (const float number : {NAN, INFINITY})
+        refused([&](auto& bad) { lowbit::store_from_f32(bad.super_scales.data(), 0, f.super_dtype(), number); },
+                "super_scale[0, 0]");
+    }
+    if (f.two_levels() && f.minimum) {
+      refused([](auto& bad) { bad.description.super_mins = nullptr; }, "super_min");
+      refused([](auto& bad) { lowbit::store_from_f32(bad.super_mins.data(), 1, LOWBIT_F16, -INFINITY); },
+              "super_min[0, 1]");
+    }
+    refused([&](auto& bad) { bad.description.scale_offset = f.scale_values ? NAN : 1.0f; }, "scale offset");
+    // unpacking wants a place for each
+    const exact_bytes packed = w.pack();
+    std::vector<uint8_t> codes(w.codes.size()), scales(w.scales.size());
+    const lowbit_weight_arrays arrays{codes.data(), scales.data(), nullptr, nullptr, nullptr, nullptr};
+    CHECK_EQ(lowbit_unpack(packed.data(), packed.size(), &arrays, nullptr), LOWBIT_INVALID_VALUE);
+    check_sentence("pass somewhere to put them");
+  }
+}
+
 TEST(bad_zero_points_and_codes_are_refused) {
   canonical_weight w = small_weight("int4", true);
   for (const int bad : {8, -9, 127, -128}) {

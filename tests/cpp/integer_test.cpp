@@ -116,7 +116,7 @@ TEST(products_have_the_contracts_bits) {
       for (int round = 0; round < rounds; ++round) {
         for_each_tile_shape(row, [&](int64_t m, int64_t n, int64_t k) {
           ++turn;
-          if (slow && turn % 7) return;
+          if (sanitized && turn % 7) return;
           const canonical_weight w = random_weight(options_of(format, n, k, random), random);
           multiplication c(w, m, any_dtype(row, random), random);
           choose_activation(c, random);
@@ -171,7 +171,7 @@ TEST(extremes_do_not_overflow) {
       for (int kind = 0; kind < 16; ++kind) {
         for (const int64_t group_k : {int64_t{64}, int64_t{100000}}) {
           // two whole segments and a bit, where the group is long
-          const int64_t k = group_k == 64 ? 320 : slow ? 33000 : 65600, n = 5, m = kind % 3 + 1;
+          const int64_t k = group_k == 64 ? 320 : sanitized ? 33000 : 65600, n = 5, m = kind % 3 + 1;
           canonical_weight w = random_weight({format, n, k, 1, group_k, LOWBIT_F32, true}, random);
           std::fill(w.zero_points.begin(), w.zero_points.end(),
                     static_cast<int8_t>(kind & 1 ? f.integer_low() : f.integer_high()));
@@ -199,7 +199,7 @@ TEST(long_groups_are_summed_in_segments) {
     for (const char* format : {"int4", "int8", "int3"}) {
       for (const int64_t k : {32767, 32768, 32769, 70001}) {
         for (const int64_t m : {1, 18, 40}) {
-          if (!takes(row, format) || (slow && (k == 32767 || k == 70001))) continue;
+          if (!takes(row, format) || (sanitized && (k == 32767 || k == 70001))) continue;
           const canonical_weight w =
               random_weight({format, 18, k, 1, k == 70001 ? 33000 : k, LOWBIT_F16, m == 1}, random);
           multiplication c(w, m, any_dtype(row, random), random);

@@ -113,7 +113,7 @@ TEST(unpacking_inverts_packing) {
   int turn = 0;
   for (const char* format : all_formats) {
     for_each_shape([&](int64_t n, int64_t k, int64_t group_k) {
-      if (++turn % (slow ? 41 : 5)) return;
+      if (++turn % (sanitized ? 41 : 5)) return;
       canonical_weight w = random_weight(options_of(format, n, k, group_k, turn), random);
       thread_pool threads(turn % 3 + 1);
       const exact_bytes packed = w.pack(&threads.parallel);
@@ -148,7 +148,7 @@ TEST(dequantizing_is_the_definition_packed_or_not) {
   int turn = 0;
   for (const char* format : all_formats) {
     for_each_shape([&](int64_t n, int64_t k, int64_t group_k) {
-      if (++turn % (slow ? 23 : 5)) return;
+      if (++turn % (sanitized ? 23 : 5)) return;
       const canonical_weight w = random_weight(options_of(format, n, k, group_k, turn), random);
       const exact_bytes packed = w.pack();
       for (const lowbit_dtype dtype : {LOWBIT_F32, LOWBIT_F16, LOWBIT_BF16}) {
@@ -180,7 +180,7 @@ TEST(encoding_a_matrix_encodes_each_element) {
   int turn = 0;
   for (const char* format : all_formats) {
     for_each_shape([&](int64_t n, int64_t k, int64_t group_k) {
-      if (++turn % (slow ? 29 : 7)) return;
+      if (++turn % (sanitized ? 29 : 7)) return;
       const lowbit_dtype dtypes[] = {LOWBIT_F32, LOWBIT_F16, LOWBIT_BF16};
       const lowbit_dtype w_dtype = dtypes[turn % 3], divisor_dtype = dtypes[turn / 3 % 3];
       const canonical_weight w = random_weight(options_of(format, n, k, group_k, turn), random);

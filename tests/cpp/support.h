@@ -18,16 +18,16 @@
 #include "test.h"
 
 #if defined(__SANITIZE_ADDRESS__)
-constexpr bool sanitized = true;
+constexpr bool red_zones = true;
 #else
-constexpr bool sanitized = false;
+constexpr bool red_zones = false;
 #endif
 #if defined(LOWBIT_EMULATED)
 constexpr bool emulated = true;
 #else
 constexpr bool emulated = false;
 #endif
-constexpr bool slow = sanitized || emulated;  // some of the shapes, not all
+constexpr bool sanitized = red_zones || emulated;  // either way slow: tests take some of the shapes
 
 using lowbit::ceil_div;
 
@@ -48,7 +48,7 @@ struct random_source {
 class exact_bytes {
  public:
   explicit exact_bytes(size_t bytes = 0) : size_(bytes) {
-    if (sanitized) {
+    if (red_zones) {
       heap_.reset(new uint8_t[bytes]);
       data_ = heap_.get();
     } else {
@@ -290,7 +290,9 @@ void for_each_runnable_kernel(lowbit_family family, const Visit& visit) {
 }
 
 inline bool takes(const lowbit::kernel_row& row, const char* format) {
-  return row.recipes & lowbit::bit(lowbit::format_at(lowbit::find_format(format)).decode);
+  const lowbit::format_row& f = lowbit::format_at(lowbit::find_format(format));
+  return row.recipes & lowbit::bit(f.decode) && (!f.minimum || row.recipes & lowbit::minima) &&
+         (!f.two_levels() || row.recipes & lowbit::two_levels);
 }
 inline bool takes(const lowbit::kernel_row& row, lowbit_dtype x) { return row.x_dtypes & lowbit::bit(x); }
 inline bool rounds_to_bf16(const lowbit::kernel_row& row) { return std::strstr(row.name, "_bf16_") != nullptr; }

@@ -43,7 +43,7 @@ def random_blocks(kind: str, n: int, k: int, seed: int = 0) -> np.ndarray:
         halves = random.standard_normal(blocks.shape[:2]) * 2.0 ** random.integers(-26, 4, blocks.shape[:2])
         blocks[..., at : at + 2] = halves.astype(np.float16)[..., None].view(np.uint8)
     if kind == "MXFP4":
-        blocks[..., 0] %= 250  # 255 is NaN
+        blocks[..., 0] = 100 + blocks[..., 0] % 50  # 255 is NaN
     return blocks.reshape(n, -1)
 
 

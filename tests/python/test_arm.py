@@ -77,6 +77,7 @@ def loops_with(text: str, name: str, least: int) -> list[list[str]]:
 @pytest.mark.parametrize(("level", "name", "most"), LOOPS, ids=[f"{x[0]}-{x[1]}" for x in LOOPS])
 def test_multiply_loops_stay_in_registers(disassembly: dict[str, str], level: str, name: str, most: int) -> None:
     loops = loops_with(disassembly[level], name, 8)
+    loops = [loop for loop in loops if not any(x.startswith("fsub") for x in loop)]  # decoders fuse, too: W - zero, ...
     assert max(sum(x.split()[0] == name for x in loop) for loop in loops) == most
     for loop in loops:
         assert [x for x in loop if "[sp" in x or x.startswith("st")] == [], "spills"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from oracles import FLOATS, code_numbers, need, pack_bits, unpack_bits
+from oracles import FLOATS, code_numbers, group_scales, need, pack_bits, unpack_bits
 
 import lowbit
 from lowbit import formats
@@ -80,11 +80,47 @@ def test_codes_are_a_stream_of_bits(bits):
 
 def test_nf4_equals_bitsandbytes():
     functional = need("bitsandbytes").functional
-    assert torch.equal(formats.get("nf4").values, functional.get_4bit_type("nf4", device="cpu"))
+    for name in ("nf4", "nf4_dq"):
+        assert torch.equal(formats.get(name).values, functional.get_4bit_type("nf4", device="cpu"))
+    assert torch.equal(formats.get("nf4_dq").scale_values, functional.create_dynamic_map())
+
+
+# GGUF's types that are formats of their own; test_gguf.py has their scales, too.
+GGUF = {
+    "q4_1": "Q4_1",
+    "q5_1": "Q5_1",
+    "q2_k": "Q2_K",
+    "q3_k": "Q3_K",
+    "q4_k": "Q4_K",
+    "q5_k": "Q5_K",
+    "q6_k": "Q6_K",
+    "iq4_nl": "IQ4_NL",
+    "tq2_0": "TQ2_0",
+}
+
+
+@pytest.mark.parametrize("name", GGUF)
+def test_values_are_those_of_gguf(name):
+    """One row of blocks whose codes are counted up, under scales of 1 and minima of 0, as the package decodes it."""
+    need("gguf")
+    from gguf_files import decoded, random_blocks
+
+    from lowbit.checkpoints.gguf_blocks import BLOCKS
+
+    kind, fmt = GGUF[name], formats.get(name)
+    blocks = random_blocks(kind, 1, 1024)
+    parts = BLOCKS[kind].parts(torch.from_numpy(blocks).view(1, -1, BLOCKS[kind].nbytes))
+    assert set(parts.codes.flatten().tolist()) == set(range(2**fmt.bits)), "every code occurs"
+    weight = BLOCKS[kind].read(torch.from_numpy(blocks).flatten(), 1, 1024)
+    scales, mins = group_scales(weight)
+    values = fmt.values.double()[parts.codes.long()].flatten() * scales.flatten().repeat_interleave(weight.group[1])
+    if mins is not None:
+        values = values + mins.flatten().repeat_interleave(weight.group[1])
+    assert np.array_equal(values.float().numpy(), decoded(kind, blocks)[0])
 
 
 def test_every_format_is_tested_here():
-    assert set(formats.table()) == {*ML_DTYPES, *INTEGERS, "ternary", "nf4"}
+    assert set(formats.table()) == {*ML_DTYPES, *INTEGERS, *GGUF, "ternary", "nf4", "nf4_dq"}
 
 
 def test_storage():
@@ -181,7 +217,7 @@ def test_encode_takes_every_float(name, dtype):
 def test_dtype_names():
     assert formats.dtype_name(torch.bfloat16) == "bfloat16"
     assert formats.dtype_of("float8_e8m0fnu") == torch.float8_e8m0fnu
-    with pytest.raises(ValueError, match="'int8': it must be one of float32, float16, bfloat16"):
-        formats.dtype_of("int8")
+    with pytest.raises(ValueError, match="'int16': it must be one of float32, float16, bfloat16"):
+        formats.dtype_of("int16")
     with pytest.raises(ValueError, match="'int7': it must be one of int4, int8"):
         formats.get("int7")

@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lowbit
+from lowbit import checkpoints
+from lowbit._load import core
 from lowbit.checkpoints.gguf import _PLAIN, _TYPES, File
 from lowbit.checkpoints.gguf import open as open_gguf
 from lowbit.checkpoints.gguf_blocks import BLOCKS, pack_codes
@@ -198,6 +200,98 @@ def test_mxfp4_scales_at_the_ends():
     blocks.reshape(3, 17)[:, 0] = (0, 1, 252)
     weight = BLOCKS["MXFP4"].read(torch.from_numpy(blocks).flatten(), 1, 96)
     assert np.array_equal(weight.dequantize().numpy(), decoded("MXFP4", blocks))
+
+
+# ---- in layers, without torch, and wrong ----
+
+
+def read(kind: str, n: int = 24, k: int = 512) -> lowbit.QuantizedTensor:
+    return BLOCKS[kind].read(torch.from_numpy(random_blocks(kind, n, k)).flatten(), n, k)
+
+
+def scheme_of(weight: lowbit.QuantizedTensor) -> lowbit.Scheme:
+    if weight.format.zero_point:  # int4, int5 and int8: scales may be negative
+        return lowbit.Scheme(
+            weight.format.name, weight.group[1], scale_dtype="float16", scale_rule="signed_max", symmetric=True
+        )
+    return lowbit.Scheme(weight.format.name, None if weight.format.block_k else weight.group[1])
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_layers_and_state_dicts(tmp_path, kind):
+    weight = read(kind)
+    reference = weight.to("cpu").dequantize()
+    layer = lowbit.nn.Linear.from_quantized(weight, scheme_of(weight))
+    x = torch.randn(3, 512)
+    assert torch.equal(layer(x), lowbit.linear(x, weight))
+    checkpoints.save_model(layer, tmp_path / "layer.safetensors")
+    with torch.device("meta"):
+        other = lowbit.nn.Linear(512, 24, bias=False, scheme=scheme_of(weight))
+    shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in other.state_dict().items()}
+    assert shapes == {name: (tensor.shape, tensor.dtype) for name, tensor in layer.state_dict().items()}
+    checkpoints.load_model(other, tmp_path / "layer.safetensors", assign=True)
+    assert other.quantized.equal(weight)
+    assert torch.equal(other.weight, reference)
+
+
+def test_state_dict_names():
+    layer = lowbit.nn.Linear.from_quantized(read("Q4_K"), lowbit.Scheme("q4_k"))
+    described = {name: (t.dtype, tuple(t.shape)) for name, t in layer.state_dict().items()}
+    assert described == {
+        "weight_packed": (torch.uint8, (24, 256)),
+        "weight_scale": (torch.int8, (24, 16)),
+        "weight_min": (torch.int8, (24, 16)),
+        "weight_super_scale": (torch.float16, (24, 2)),
+        "weight_super_min": (torch.float16, (24, 2)),
+    }
+    layer = lowbit.nn.Linear.from_float(torch.nn.Linear(256, 80, bias=False), "NF4_DQ")
+    described = {name: (t.dtype, tuple(t.shape)) for name, t in layer.state_dict().items()}
+    assert described == {
+        "weight_packed": (torch.uint8, (80, 128)),
+        "weight_scale": (torch.uint8, (80, 4)),
+        "weight_super_scale": (torch.float32, (2,)),
+        "weight_scale_offset": (torch.float32, (1,)),
+    }
+    state = layer.state_dict()
+    with pytest.raises(ValueError, match="weight_super_scale"):
+        layer.check_state({name: t for name, t in state.items() if name != "weight_super_scale"}, "")
+
+
+@pytest.mark.parametrize("kind", ["Q4_1", "Q2_K", "Q5_K", "Q6_K"])
+def test_without_torch(kind):
+    weight = read(kind)
+    codes, scales, _, *beside = (None if part is None else part.numpy() for part in weight.canonical())
+    named = dict(zip(("mins", "super_scales", "super_mins"), beside, strict=True))
+    options = {"format": weight.format.name, "group_n": 1, "group_k": weight.group[1]}
+    packed = core().pack(codes, scales, **named, **options)
+    assert np.array_equal(packed, weight.pack().numpy())
+    back = core().unpack(packed)
+    for name, array in (("codes", codes), ("scales", scales), *named.items()):
+        assert back[name] is None if array is None else np.array_equal(back[name], array)
+    assert np.array_equal(core().dequantize(codes, scales, **named, **options), weight.dequantize().numpy())
+    with pytest.raises(ValueError, match=f"{weight.format.name} has no mins|{weight.format.name} needs mins"):
+        core().pack(codes, scales, **options, mins=None if named["mins"] is not None else scales)
+
+
+def test_parts_that_are_missing_or_too_many():
+    parts = read("Q4_K").canonical()._asdict()
+    options = {"format": "q4_k", "group": (1, 32)}
+    bad = parts["super_scales"].clone()
+    bad[3, 1] = float("inf")
+    for change, message in (
+        ({"mins": None}, r"mins are missing: q4_k needs 24 x 16"),
+        ({"super_mins": None}, r"super mins are missing: q4_k needs 24 x 2"),
+        ({"super_scales": bad[:, :1]}, r"super scales are 24 x 1: 24 x 2 are needed"),
+        ({"super_scales": bad}, r"1 of 48 super scales are not finite, the first is inf at \[3, 1\]"),
+        ({"scale_offset": 1.0}, r"scale offset is 1.0: it must be 0, q4_k has none"),
+        ({"scales": parts["scales"].short()}, r"scales are int16: q4_k takes int8"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=message):
+            lowbit.QuantizedTensor(**{**parts, **options, **change})
+    with pytest.raises(TypeError, match="super scales are float32: float16 is needed"):
+        lowbit.QuantizedTensor(**{**parts, **options, "super_scales": bad.float()})
+    with pytest.raises(ValueError, match="mins are given: int4 has none"):
+        lowbit.QuantizedTensor(parts["codes"], torch.ones(24, 1), format="int4", mins=parts["mins"])
 
 
 # ---- files ----

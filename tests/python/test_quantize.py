@@ -56,6 +56,57 @@ def test_nf4_equals_bitsandbytes(dtype, k):
     assert torch.equal(ours.scales.reshape(-1), state.absmax)
 
 
+@pytest.mark.parametrize(*cross(dtype=FLOATS, k=[64, 192, 512, 5120]))
+def test_double_quantization_equals_bitsandbytes(dtype, k):
+    functional = need("bitsandbytes").functional
+    weight = weights(dtype, 40, k)
+    packed, state = functional.quantize_4bit(weight, quant_type="nf4", blocksize=64, compress_statistics=True)
+    ours = lowbit.quantize(weight, "NF4_DQ")
+    codes, scales, _, _, supers, _ = ours.canonical()
+    assert torch.equal((codes << 4 | codes >> 4).reshape(-1), packed.reshape(-1))
+    assert torch.equal(supers, state.state2.absmax)
+    assert ours.scale_offset == state.offset.item()
+    # its CPU library rounds quotients to a grid of 2^16 before it looks for the nearest code: near midpoints it may err
+    magnitude = weight.float().unflatten(1, (-1, 64)).abs().amax(-1).flatten()
+    quotient = (magnitude - state.offset) / supers.repeat_interleave(256)[: magnitude.numel()]
+    table = ours.format.scale_values
+    distance = [(table[c.flatten().long()] - quotient).abs() for c in (scales, state.absmax)]
+    assert (distance[0] <= distance[1]).all(), "ours is the nearest"
+    assert (distance[1] - distance[0] <= 2.0**-15).all()
+    # what it stores, as it decodes it
+    theirs = lowbit.QuantizedTensor(
+        codes,
+        state.absmax.view(scales.shape),
+        format="nf4_dq",
+        shape=ours.shape,
+        group=(1, 64),
+        super_scales=state.state2.absmax,
+        scale_offset=state.offset.item(),
+    )
+    state.dtype = torch.float32
+    expected = functional.dequantize_4bit(packed, state)
+    assert torch.equal(theirs.dequantize(), expected)
+    theirs.pack()
+    assert torch.equal(theirs.dequantize(), expected)
+    assert torch.equal(lowbit.linear(torch.eye(k), theirs).T, expected)
+
+
+def test_double_quantization_of_equal_groups():
+    """Nothing is left after the offset: the code of 0, by a magnitude of 0."""
+    for weight in (torch.zeros(3, 128), torch.ones(3, 128)):
+        assert torch.equal(lowbit.quantize(weight, "NF4_DQ").dequantize(), weight)
+
+
+def test_formats_without_a_quantizer():
+    for name in ("q4_1", "q4_k", "q6_k"):
+        with pytest.raises(ValueError, match=rf"nothing here quantizes to {name}; lowbit.checkpoints.gguf reads it"):
+            lowbit.quantize(torch.randn(4, 256), lowbit.Scheme(name))
+    with pytest.raises(ValueError, match="scale_rule is 'mse': the scales of nf4_dq have two levels"):
+        lowbit.Scheme("nf4_dq", 64, scale_rule="mse")
+    with pytest.raises(ValueError, match="groups of nf4_dq have 1 row"):
+        lowbit.Scheme("nf4_dq", (2, 64))
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_error_is_that_of_the_literature(preset):
     """Relative errors of round-to-nearest on a Gaussian weight, as the oracle packages give them."""

@@ -83,7 +83,7 @@ struct avx2_vectors {
   }
 
   // 64 narrow codes to bytes, from the lines of their planes.
-  static void spread(const uint8_t* low, const uint8_t* high, const plane_shifts& s, uint8_t* out) {
+  static void join_planes(const uint8_t* low, const uint8_t* high, const plane_shifts& s, uint8_t* out) {
     const __m128i low_shift = _mm_cvtsi32_si128(s.low), high_shift = _mm_cvtsi32_si128(s.high);
     const i32 low_mask = _mm256_set1_epi8(static_cast<char>(s.low_mask()));
     const i32 high_mask = _mm256_set1_epi8(static_cast<char>(s.high_mask()));

@@ -65,7 +65,7 @@ struct avx512_vectors {
     _mm512_storeu_si512(out, _mm512_and_si512(high ? _mm512_srli_epi16(x, 4) : x, _mm512_set1_epi8(15)));
   }
 
-  static void spread(const uint8_t* low, const uint8_t* high, const plane_shifts& s, uint8_t* out) {
+  static void join_planes(const uint8_t* low, const uint8_t* high, const plane_shifts& s, uint8_t* out) {
     const i32 a = _mm512_and_si512(_mm512_srl_epi16(load_bytes(low), _mm_cvtsi32_si128(s.low)),
                                    _mm512_set1_epi8(static_cast<char>(s.low_mask())));
     const i32 b = _mm512_and_si512(_mm512_srl_epi16(load_bytes(high), _mm_cvtsi32_si128(s.high)),

@@ -90,7 +90,7 @@ void spread_codes(const packed_view& w, const integer_axis& axis, int64_t panel,
       else if (s.bits == 4)
         V::nibbles(line, s.high_nibble(column), row);
       else
-        V::spread(line, high, shifts, row);
+        V::join_planes(line, high, shifts, row);
       if (count < chunk) std::memset(row + count, 0, static_cast<size_t>(chunk - count));
     }
   }

@@ -66,7 +66,7 @@ class f32_decoder {
       float* out = rows + r * stride;
       alignas(64) uint8_t bytes[chunk];
       if (narrow) {
-        V::spread(line, high_lines + r * line_bytes, shifts, bytes);
+        V::join_planes(line, high_lines + r * line_bytes, shifts, bytes);
         line = bytes;
       }
       if (s.unit == 64)
@@ -155,8 +155,7 @@ class f32_decoder {
       const auto dwords = V::load_bytes(line + 4 * d);
       for (int c = 0; c < 4; ++c) {
         const auto bytes = V::bytes_of(dwords, 8 * c);
-        f(linear ? V::linear(bytes) : V::minifloat(bytes, w.format->fp16_shift, w.format->fp16_scale),
-          16 * c + d);
+        f(linear ? V::linear(bytes) : V::minifloat(bytes, w.format->fp16_shift, w.format->fp16_scale), 16 * c + d);
       }
     }
   }

@@ -44,6 +44,18 @@ inline void panel_scales(const packed_view& w, int64_t panel, int64_t group, flo
   for (int r = 0; r < panel_rows; ++r) zero[r] = w.zero_points ? static_cast<float>(w.zero_points[first + r]) : 0.0f;
 }
 
+// Minima of a panel's rows: what W adds to (value - zero) * scale, for formats that have it. -0 where there is none:
+// fma(value - zero, scale, -0) is the product.
+template <class View>
+inline void panel_mins(const View& w, int64_t panel, int64_t group, float min[panel_rows]) {
+  for (int r = 0; r < panel_rows; ++r) {
+    if constexpr (requires { w.min(int64_t{0}, int64_t{0}); })
+      min[r] = w.min(panel * panel_rows + r, group);
+    else
+      min[r] = -0.0f;
+  }
+}
+
 // One row of x, 16 outputs from n on:   y = fma(sum, factor, bias)
 inline void store_row(const gemm_problem& p, const float sums[panel_rows], int64_t m, int64_t n, float factor) {
   float y[panel_rows];

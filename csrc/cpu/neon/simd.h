@@ -91,6 +91,10 @@ struct neon_lines {
     return each([&](int i) { return vsubq_f32(a.val[i], b.val[i]); });
   }
 
+  static f32 fma(f32 a, f32 b, f32 c) {
+    return each([&](int i) { return vfmaq_f32(c.val[i], a.val[i], b.val[i]); });
+  }
+
   static i32 load_bytes(const void* p) { return vld4q_u8(static_cast<const uint8_t*>(p)); }
   // Each byte on its own: what a dword's shift would bring in from the next one is ignored by all that follows.
   static i32 shift_right(i32 x, int count) {

@@ -65,7 +65,7 @@ class f32_decoder {
   const packed_view& w;
   const packed_shape& s;
   int64_t ready_panel = -1, ready_group = -1;
-  float scale[4][panel_rows], zero[4][panel_rows];
+  float scale[4][panel_rows], zero[4][panel_rows], min[4][panel_rows];
 
   void prepare(int64_t panel, int64_t column) {
     const int64_t group = s.group_of_column(column);
@@ -75,33 +75,35 @@ class f32_decoder {
     for (int i = 0; i < chunk / s.unit; ++i) {
       const int64_t g = group + i < s.groups ? group + i : s.groups - 1;
       panel_scales(w, panel, g, scale[i], zero[i]);
+      panel_mins(w, panel, g, min[i]);
     }
   }
 
   void one_scale(const uint8_t* line, int nibble, int r, float* out) const {
     if (w.format->decode == recipe::lut16) {
       float scaled[16];
-      for (int i = 0; i < 16; ++i) scaled[i] = (w.format->values[i] - zero[0][r]) * scale[0][r];
+      for (int i = 0; i < 16; ++i) scaled[i] = __builtin_fmaf(w.format->values[i] - zero[0][r], scale[0][r], min[0][r]);
       lookup(line, nibble, V::table16(scaled), out);
     } else {
-      const auto z = V::set1(zero[0][r]), f = V::set1(scale[0][r]);
-      for_bytes(line, [&](auto value, int position) { V::store(out + position, V::mul(V::sub(value, z), f)); });
+      const auto z = V::set1(zero[0][r]), f = V::set1(scale[0][r]), a = V::set1(min[0][r]);
+      for_bytes(line, [&](auto value, int position) { V::store(out + position, V::fma(V::sub(value, z), f, a)); });
     }
   }
 
   void many_scales(const uint8_t* line, int nibble, int r, float* out) const {
-    float scales[16], zeros[16];  // of position d, for every c
+    float scales[16], zeros[16], mins[16];  // of position d, for every c
     for (int d = 0; d < 16; ++d) {
       scales[d] = scale[4 * d / s.unit][r];
       zeros[d] = zero[4 * d / s.unit][r];
+      mins[d] = min[4 * d / s.unit][r];
     }
     if (w.format->decode == recipe::lut16)
       lookup(line, nibble, V::table16(w.format->values), out);
     else
       for_bytes(line, [&](auto value, int position) { V::store(out + position, value); });
     for (int i = 0; i < chunk; i += V::lanes) {
-      const auto z = V::load(zeros + i % 16), f = V::load(scales + i % 16);
-      V::store(out + i, V::mul(V::sub(V::load(out + i), z), f));
+      const auto z = V::load(zeros + i % 16), f = V::load(scales + i % 16), a = V::load(mins + i % 16);
+      V::store(out + i, V::fma(V::sub(V::load(out + i), z), f, a));
     }
   }
 

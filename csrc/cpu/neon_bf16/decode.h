@@ -51,8 +51,8 @@ class bf16_decoder {
   const packed_shape& s;
   float32x4x4_t values = {};  // of the 16 codes
   int64_t ready_panel = -1, ready_group = -1;
-  float scale[4][panel_rows], zero[4][panel_rows];  // of the 1, 2 or 4 groups in a chunk
-  uint8_t table[4][panel_rows][2][16];              // low bytes, high bytes
+  float scale[4][panel_rows], zero[4][panel_rows], min[4][panel_rows];  // of the 1, 2 or 4 groups in a chunk
+  uint8_t table[4][panel_rows][2][16];                                  // low bytes, high bytes
 
   void prepare(int64_t panel, int64_t column) {
     const int64_t group = s.group_of_column(column);
@@ -61,6 +61,7 @@ class bf16_decoder {
     ready_group = group;
     for (int i = 0; i < chunk / s.unit; ++i) {
       panel_scales(w, panel, group + i < s.groups ? group + i : s.groups - 1, scale[i], zero[i]);
+      panel_mins(w, panel, group + i < s.groups ? group + i : s.groups - 1, min[i]);
       if (w.format->decode != recipe::lut16) continue;
       for (int r = 0; r < panel_rows; ++r) {
         const bf16x16 t = scaled(values, r, i);
@@ -71,8 +72,8 @@ class bf16_decoder {
   }
 
   bf16x16 scaled(const float32x4x4_t& v, int row, int group) const {
-    return round_to_bf16(
-        neon_lines::mul(neon_lines::sub(v, neon_lines::set1(zero[group][row])), neon_lines::set1(scale[group][row])));
+    return round_to_bf16(neon_lines::fma(neon_lines::sub(v, neon_lines::set1(zero[group][row])),
+                                         neon_lines::set1(scale[group][row]), neon_lines::set1(min[group][row])));
   }
 
   template <bool High>

@@ -50,8 +50,10 @@ lowbit_status integer(const gemm_problem& p) {
 }  // namespace
 
 extern const kernel_row kernels[] = {
-    {"weight_only_f32_scalar_1x1", LOWBIT_WEIGHT_ONLY, "", all_recipes, float_dtypes, 1, 1, 1, true, weight_only},
-    {"integer_scalar_1x1", LOWBIT_INTEGER, "", integer_recipes, float_dtypes | bit(LOWBIT_I8), 1, 1, 1, true, integer},
+    {"weight_only_f32_scalar_1x1", LOWBIT_WEIGHT_ONLY, "", all_recipes | every_scale_rule, float_dtypes, 1, 1, 1, true,
+     weight_only},
+    {"integer_scalar_1x1", LOWBIT_INTEGER, "", integer_recipes | two_levels, float_dtypes | bit(LOWBIT_I8), 1, 1, 1,
+     true, integer},
 };
 extern const int num_kernels = sizeof kernels / sizeof kernels[0];
 

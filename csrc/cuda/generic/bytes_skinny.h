@@ -175,10 +175,12 @@ void bytes_skinny_kernel(const byte_arguments a) {
   sum joined[NT] = {};
   int32_t joined_q[NT] = {};
   int32_t x_zero[NT] = {};
-  if (F::zeros && a.x_zero) LOWBIT_UNROLL
-  for (int j = 0; j < NT; ++j) {
-    const int m = (first_tile + j) * 8 + thread_index() % 8;
-    if (m < a.out.m) x_zero[j] = global_load<int32_t>(a.x_zero + m * a.x_zero_row);
+  if (F::zeros && a.x_zero) {
+    LOWBIT_UNROLL
+    for (int j = 0; j < NT; ++j) {
+      const int m = (first_tile + j) * 8 + thread_index() % 8;
+      if (m < a.out.m) x_zero[j] = global_load<int32_t>(a.x_zero + m * a.x_zero_row);
+    }
   }
   const auto slot_of = [&](int from, int piece) { return slots + (from * a.pieces + piece) * T::piece_bytes; };
   const auto join = [&](uint32_t slot) {
@@ -219,11 +221,15 @@ void bytes_skinny_kernel(const byte_arguments a) {
   };
 
   const int unit = F::zeros ? 1 : a.unit, round_steps = T::warps * unit;
-  if (warp * unit < a.steps) LOWBIT_UNROLL
-  for (int j = 0; j < loads; ++j) load_w(warp * unit, j);
+  if (warp * unit < a.steps) {
+    LOWBIT_UNROLL
+    for (int j = 0; j < loads; ++j) load_w(warp * unit, j);
+  }
   grid_dependency_wait();  // x is there; W was before
-  if (warp * unit < a.steps) LOWBIT_UNROLL
-  for (int k64 = 0; k64 < 2; ++k64) load_x(warp * unit, k64);
+  if (warp * unit < a.steps) {
+    LOWBIT_UNROLL
+    for (int k64 = 0; k64 < 2; ++k64) load_x(warp * unit, k64);
+  }
   bool kept = false;
   for (int first = 0; first < a.steps; first += round_steps) {
     const int begin = first + warp * unit, end = begin + unit < a.steps ? begin + unit : a.steps;

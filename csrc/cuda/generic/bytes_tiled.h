@@ -35,14 +35,18 @@ struct tile_chain {
     for (int i = 0; i < MT * NT * 4; ++i) y[i / (NT * 4)][i / 4 % NT][i % 4] = 0;
   }
   LOWBIT_DEVICE void prepare(const byte_arguments& a, const segment_walk& at, int n, int m) {
-    if (F::zeros || a.groups > 1) LOWBIT_UNROLL
-    for (int i = 0; i < MT * 2; ++i)
-      w_scale[i / 2][i % 2] = load_float(a.w_scale, at.scale_index(a, n + i / 2 * 16 + i % 2 * 8), a.w_scale_dtype);
-    if (!F::zeros && a.x_scale_segment) LOWBIT_UNROLL
-    for (int i = 0; i < NT * 2; ++i) {
-      const int row = m + i / 2 * 8 + i % 2;
-      x_scale[i / 2][i % 2] =
-          row < a.out.m ? global_load<float>(a.x_scale + row * a.x_scale_row + at.end / step_columns - 1) : 0;
+    if (F::zeros || a.groups > 1) {
+      LOWBIT_UNROLL
+      for (int i = 0; i < MT * 2; ++i)
+        w_scale[i / 2][i % 2] = load_float(a.w_scale, at.scale_index(a, n + i / 2 * 16 + i % 2 * 8), a.w_scale_dtype);
+    }
+    if (!F::zeros && a.x_scale_segment) {
+      LOWBIT_UNROLL
+      for (int i = 0; i < NT * 2; ++i) {
+        const int row = m + i / 2 * 8 + i % 2;
+        x_scale[i / 2][i % 2] =
+            row < a.out.m ? global_load<float>(a.x_scale + row * a.x_scale_row + at.end / step_columns - 1) : 0;
+      }
     }
   }
   // n, m: of the lane's first accumulator.
@@ -51,33 +55,35 @@ struct tile_chain {
     const int columns = at.columns(a);
     if (columns == 0) return;
     LOWBIT_UNROLL
-    for (int i = 0; i < MT; ++i) LOWBIT_UNROLL
-    for (int h = 0; h < 2; ++h) {
-      if constexpr (F::zeros) {
-        const int64_t index = at.scale_index(a, n + 16 * i + 8 * h);
-        const int w_zero = a.w_zero ? global_load<int8_t>(a.w_zero + index) : 0;
-        const int code_sum = a.x_zero ? global_load<int32_t>(a.column_sums + index) : 0;
-        LOWBIT_UNROLL
-        for (int j = 0; j < NT * 2; ++j) {
-          int32_t s = F::value(sums[i][j / 2][2 * h + j % 2]);
-          if (a.w_zero || a.x_zero) {
-            const int row = m + j / 2 * 8 + j % 2;
-            const int x_zero = a.x_zero && row < a.out.m ? global_load<int32_t>(a.x_zero + row * a.x_zero_row) : 0;
-            s = without_zeros(s, w_zero, q_sums[j / 2][j % 2], x_zero, code_sum, columns);
+    for (int i = 0; i < MT; ++i) {
+      LOWBIT_UNROLL
+      for (int h = 0; h < 2; ++h) {
+        if constexpr (F::zeros) {
+          const int64_t index = at.scale_index(a, n + 16 * i + 8 * h);
+          const int w_zero = a.w_zero ? global_load<int8_t>(a.w_zero + index) : 0;
+          const int code_sum = a.x_zero ? global_load<int32_t>(a.column_sums + index) : 0;
+          LOWBIT_UNROLL
+          for (int j = 0; j < NT * 2; ++j) {
+            int32_t s = F::value(sums[i][j / 2][2 * h + j % 2]);
+            if (a.w_zero || a.x_zero) {
+              const int row = m + j / 2 * 8 + j % 2;
+              const int x_zero = a.x_zero && row < a.out.m ? global_load<int32_t>(a.x_zero + row * a.x_zero_row) : 0;
+              s = without_zeros(s, w_zero, q_sums[j / 2][j % 2], x_zero, code_sum, columns);
+            }
+            float& to = y[i][j / 2][2 * h + j % 2];
+            to = multiply_add(static_cast<float>(s), w_scale[i][h], to);
           }
-          float& to = y[i][j / 2][2 * h + j % 2];
-          to = multiply_add(static_cast<float>(s), w_scale[i][h], to);
-        }
-      } else {
-        LOWBIT_UNROLL
-        for (int j = 0; j < NT * 2; ++j) {
-          float& to = y[i][j / 2][2 * h + j % 2];
-          const float s = sums[i][j / 2][2 * h + j % 2];
-          if (a.groups > 1 || a.x_scale_segment)
-            to = multiply_add(
-                s, (a.groups > 1 ? w_scale[i][h] : 1.0f) * (a.x_scale_segment ? x_scale[j / 2][j % 2] : 1.0f), to);
-          else
-            to = to + s;
+        } else {
+          LOWBIT_UNROLL
+          for (int j = 0; j < NT * 2; ++j) {
+            float& to = y[i][j / 2][2 * h + j % 2];
+            const float s = sums[i][j / 2][2 * h + j % 2];
+            if (a.groups > 1 || a.x_scale_segment)
+              to = multiply_add(
+                  s, (a.groups > 1 ? w_scale[i][h] : 1.0f) * (a.x_scale_segment ? x_scale[j / 2][j % 2] : 1.0f), to);
+            else
+              to = to + s;
+          }
         }
       }
     }
@@ -156,8 +162,10 @@ void bytes_tiled_kernel(const byte_arguments a) {
     for (int j = 0; j < NT; ++j) F::multiply(sums[i][j], w, x[j]);
   };
   const auto multiply_ones = [&](const uint32_t (&x)[NT][2]) {
-    if constexpr (F::zeros) LOWBIT_UNROLL
-    for (int j = 0; j < NT; ++j) mma_m16n8k32_s8(q_sums[j], ones, x[j]);
+    if constexpr (F::zeros) {
+      LOWBIT_UNROLL
+      for (int j = 0; j < NT; ++j) mma_m16n8k32_s8(q_sums[j], ones, x[j]);
+    }
   };
 
   LOWBIT_UNROLL
@@ -178,10 +186,14 @@ void bytes_tiled_kernel(const byte_arguments a) {
 
     if (S != segments::any || a.whole_steps) {
       weight_words<F::bits> w[MT];
-      if constexpr (F::bits < 8) LOWBIT_UNROLL
-      for (int i = 0; i < MT; ++i) LOWBIT_UNROLL
-      for (int load = 0; load < step_loads<F::bits>; ++load)
-        w[i].set(load, shared_load<u32x4>(w_stage + (load * 4 + i) * 512));
+      if constexpr (F::bits < 8) {
+        LOWBIT_UNROLL
+        for (int i = 0; i < MT; ++i) {
+          LOWBIT_UNROLL
+          for (int load = 0; load < step_loads<F::bits>; ++load)
+            w[i].set(load, shared_load<u32x4>(w_stage + (load * 4 + i) * 512));
+        }
+      }
       LOWBIT_UNROLL
       for (int k64 = 0; k64 < 2; ++k64) {
         u32x4 x64[NT];
@@ -217,35 +229,37 @@ void bytes_tiled_kernel(const byte_arguments a) {
     }
 
     // Segments end inside the step, at multiples of 16.
-    if constexpr (S == segments::any) LOWBIT_UNROLL_N(1)
-    for (int k32 = 0; k32 < 4; ++k32) {
-      const int column = step * step_columns + k32 * 32;
-      const bool split = at.end == column + 16;
+    if constexpr (S == segments::any) {
       LOWBIT_UNROLL_N(1)
-      for (int half = 0; half <= (split ? 1 : 0); ++half) {
-        uint32_t x[NT][2];
-        LOWBIT_UNROLL
-        for (int j = 0; j < NT; ++j) {
-          const u32x2 v = shared_load<u32x2>(x_stage + j * T::x_step + k32 / 2 * 512 + k32 % 2 * 8);
-          const uint32_t whole[2] = {v.x, v.y};
-          half_of<F::bits>(x[j], whole, half);
-          if (!split) {
-            x[j][0] = v.x;
-            x[j][1] = v.y;
-          }
-        }
-        LOWBIT_UNROLL
-        for (int i = 0; i < MT; ++i) {
-          constexpr int words = k32_words<F::bits>;
-          uint32_t word[words], operand[4];
+      for (int k32 = 0; k32 < 4; ++k32) {
+        const int column = step * step_columns + k32 * 32;
+        const bool split = at.end == column + 16;
+        LOWBIT_UNROLL_N(1)
+        for (int half = 0; half <= (split ? 1 : 0); ++half) {
+          uint32_t x[NT][2];
           LOWBIT_UNROLL
-          for (int c = 0; c < words; ++c)
-            word[c] = shared_load<uint32_t>(w_stage + (k32 * words / 4 * 4 + i) * 512 + (k32 * words % 4 + c) * 4);
-          weight_words<F::bits>::decode(word, operand);
-          multiply(operand, i, x);
+          for (int j = 0; j < NT; ++j) {
+            const u32x2 v = shared_load<u32x2>(x_stage + j * T::x_step + k32 / 2 * 512 + k32 % 2 * 8);
+            const uint32_t whole[2] = {v.x, v.y};
+            half_of<F::bits>(x[j], whole, half);
+            if (!split) {
+              x[j][0] = v.x;
+              x[j][1] = v.y;
+            }
+          }
+          LOWBIT_UNROLL
+          for (int i = 0; i < MT; ++i) {
+            constexpr int words = k32_words<F::bits>;
+            uint32_t word[words], operand[4];
+            LOWBIT_UNROLL
+            for (int c = 0; c < words; ++c)
+              word[c] = shared_load<uint32_t>(w_stage + (k32 * words / 4 * 4 + i) * 512 + (k32 * words % 4 + c) * 4);
+            weight_words<F::bits>::decode(word, operand);
+            multiply(operand, i, x);
+          }
+          if (F::zeros && a.w_zero) multiply_ones(x);
+          if (at.end == column + (split && half == 0 ? 16 : 32)) end_segment();
         }
-        if (F::zeros && a.w_zero) multiply_ones(x);
-        if (at.end == column + (split && half == 0 ? 16 : 32)) end_segment();
       }
     }
   }

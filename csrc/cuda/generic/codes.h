@@ -11,7 +11,10 @@ namespace lowbit::cuda {
 enum class code_kind { int2, int4, int8, minifloat, e2m1, table, none };
 
 inline code_kind kind_of(const format_row& f) {
-  if (f.integer()) return f.bits == 2 ? code_kind::int2 : f.bits == 4 ? code_kind::int4 : code_kind::int8;
+  if (f.integer()) {
+    if (f.bits == 8) return code_kind::int8;
+    return f.bits == 4 ? code_kind::int4 : f.bits == 2 ? code_kind::int2 : code_kind::none;
+  }
   if (f.decode == recipe::minifloat) return code_kind::minifloat;
   if (f.bits != 4) return code_kind::none;
   for (unsigned code = 0; code < 16; ++code)
@@ -19,28 +22,23 @@ inline code_kind kind_of(const format_row& f) {
   return code_kind::e2m1;
 }
 
-// The power of two that raw values owe (generic/decode.h), and how much of it the scale pays: all in fp16 where a scale
-// is small beside the value it stands for; 7 for e2m1, so that e4m3 scales (nvfp4) fit, too; half in bf16, whose range
-// then is 2^-60 .. 2^64 for scale and weight alike. The sums get the rest.
+// The power of two that raw values owe (generic/decode.h), and how much of it the scale pays; the sums get the rest.
+//
+//   bf16   half: scales and weights may be 2^-60 .. 2^64
+//   fp16   all and 2^4 more, so that scales and weights down to 2^-18 are no denormals; weights up to 4094 then fit.
+//          e2m1 pays 7, so that e4m3 scales (nvfp4) fit. Where K is one group nothing is rounded: just the debt
 struct power_debt {
   int all, in_scale;
 };
 
 template <class T>
-power_debt debt_of(const format_row& f) {
-  int own = 0;  // of the code's bits, as fp16 has them
-  switch (kind_of(f)) {
-    case code_kind::minifloat:
-      for (float scale = f.fp16_scale; scale > 1; scale /= 2) ++own;
-      break;
-    case code_kind::e2m1:
-      own = 14;
-      break;
-    default:
-      return {0, 0};
-  }
-  if (!is_bf16<T>) return {own, kind_of(f) == code_kind::e2m1 ? 7 : own};
-  own += 112;  // the two types' exponent biases are so far apart
+power_debt debt_of(const format_row& f, bool grouped) {
+  const code_kind kind = kind_of(f);
+  int own = kind == code_kind::e2m1 ? 14 : 0;  // of the code's bits, as fp16 has them
+  if (kind == code_kind::minifloat)
+    for (float scale = f.fp16_scale; scale > 1; scale /= 2) ++own;
+  if (!is_bf16<T>) return {own, kind == code_kind::e2m1 ? 7 : own + (grouped ? 4 : 0)};
+  if (kind == code_kind::e2m1 || kind == code_kind::minifloat) own += 112;  // between the two types' exponent biases
   return {own, own / 2};
 }
 

@@ -89,9 +89,11 @@ LOWBIT_DEVICE void store_tile(const output& o, const float (&sum)[MT][4], int64_
                               const Factor& factor) {
   const int g = lane_index() / 4, t = lane_index() % 4;
   LOWBIT_UNROLL
-  for (int i = 0; i < MT; ++i) LOWBIT_UNROLL
-  for (int j = 0; j < 4; ++j)
-    shared_store<float>(staging + staging_offset(16 * MT, 2 * t + j % 2, 16 * i + g + j / 2 * 8), sum[i][j]);
+  for (int i = 0; i < MT; ++i) {
+    LOWBIT_UNROLL
+    for (int j = 0; j < 4; ++j)
+      shared_store<float>(staging + staging_offset(16 * MT, 2 * t + j % 2, 16 * i + g + j / 2 * 8), sum[i][j]);
+  }
   sync_warp();
   store_staged<16 * MT, 8, warp_threads>(o, staging, m, n, lane_index(), factor);
   sync_warp();  // before the area is used again

@@ -58,10 +58,11 @@ LOWBIT_DEVICE void store_vector(void* data, int64_t at, int dtype, bool whole, i
     for (int i = 0; i < vector; i += 4) {
       if (whole && count == vector)
         global_store<u32x4>(to + 4 * i, u32x4{as_u32(v[i]), as_u32(v[i + 1]), as_u32(v[i + 2]), as_u32(v[i + 3])});
-      else
+      else {
         LOWBIT_UNROLL
-      for (int j = i; j < i + 4; ++j)
-        if (j < count) global_store<float>(to + 4 * j, v[j]);
+        for (int j = i; j < i + 4; ++j)
+          if (j < count) global_store<float>(to + 4 * j, v[j]);
+      }
     }
     return;
   }
@@ -167,10 +168,11 @@ LOWBIT_DEVICE void store_codes(const arguments& a, int64_t row, int64_t column, 
     global_store<u32x2>(q, u32x2{words[0], words[1]});
   else if (whole)
     global_store<uint32_t>(q, words[0]);
-  else
+  else {
     LOWBIT_UNROLL
-  for (int i = 0; i < vector; ++i)
-    if (i * 8 < count * bits) global_store<uint8_t>(q + i, static_cast<uint8_t>(words[i / 4] >> i % 4 * 8));
+    for (int i = 0; i < vector; ++i)
+      if (i * 8 < count * bits) global_store<uint8_t>(q + i, static_cast<uint8_t>(words[i / 4] >> i % 4 * 8));
+  }
 }
 
 LOWBIT_DEVICE void store_scale(const arguments& a, int64_t row, int64_t block, int64_t blocks,

@@ -24,7 +24,7 @@ template <class T>
 lowbit_status start(const gemm_problem& p, const device_info& device) {
   using X = typename T::x_type;
   const format_row& f = *p.w.format;
-  const power_debt debt = debt_of<X>(f);
+  const power_debt debt = debt_of<X>(f, p.w.shape.groups > 1);
   weight_only_arguments a{};
   if (const lowbit_status status = make_operands<T>(p, &a.in)) return status;
   a.out = make_outputs(p);

@@ -18,9 +18,7 @@
 //   }
 //
 // launch() returns LOWBIT_UNSUPPORTED when the emulator found an error; failure() has all of its text: kernel, CTA,
-// thread, file:line. Errors: unwritten shared or global memory read; out of bounds; misaligned; a race between two
-// threads that no barrier orders; bytes of an asynchronous copy touched before its wait; lanes that diverge at a
-// collective; deadlock, with who waits where; more shared memory or threads than the chip has.
+// thread, file:line. docs/cuda_emulator.md says what is an error.
 //
 // Access counts (bank conflicts, sectors of global memory) of each file:line come with expect_counts() or are printed
 // at the end of the program with LOWBIT_EMULATOR_COUNTS=1 in the environment. `tests/cuda_emulator/CMakeLists.txt`

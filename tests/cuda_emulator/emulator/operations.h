@@ -16,7 +16,8 @@ uint32_t load_acquire(const uint32_t* address, place where);
 void store_release(uint32_t* address, uint32_t value, place where);
 uint32_t atomic_add(uint32_t* address, uint32_t value, place where);
 
-// [9.7.9.25.3 cp.async, commit_group, wait_group] Bytes land in the wait; with a seed at any moment from the issue on.
+// [9.7.9.25.3 cp.async, commit_group, wait_group] Bytes land in the wait. Touching them before is an error, so landing
+// earlier would show nothing.
 void copy_async(uint32_t shared, const void* global, int bytes, int valid_bytes, place where);
 void commit_copies();
 void wait_copies(int pending_groups);
