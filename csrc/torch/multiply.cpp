@@ -81,9 +81,11 @@ struct call {
     if (on.cuda()) {
       check(lowbit_gemm_workspace(&args, &args.workspace_bytes));
       if (args.workspace_bytes) {
-        const int64_t sizes[] = {static_cast<int64_t>(args.workspace_bytes)};
+        constexpr uintptr_t alignment = 256;  // torch's own on CUDA, but less where that is emulated
+        const int64_t sizes[] = {static_cast<int64_t>(args.workspace_bytes + alignment)};
         workspace = tensor::empty(sizes, uint8_type(), on.where);
-        args.workspace = workspace->mutable_data();
+        const uintptr_t begin = reinterpret_cast<uintptr_t>(workspace->mutable_data());
+        args.workspace = reinterpret_cast<void*>((begin + alignment - 1) / alignment * alignment);
       }
     }
     check(lowbit_gemm(&args));

@@ -32,7 +32,7 @@ template <class Visit>
 void for_each_format(const Visit& visit) {
   for (int i = 0; i < lowbit::num_formats(); ++i) {
     const lowbit::format_row& f = lowbit::format_at(i);
-    if (!f.minimum && !f.two_levels()) visit(f);
+    if ((f.bits == 2 || f.bits == 4 || f.bits == 8) && !f.minimum && !f.two_levels()) visit(f);
   }
 }
 
@@ -246,6 +246,63 @@ TEST(every_code_decodes_as_the_contract_says) {
       }
     }
   });
+}
+
+struct tile_arguments {
+  const uint8_t* codes;
+  uint32_t* registers;  // [128 columns / 16][4][32 lanes]
+};
+
+template <class T, class Codes>
+LOWBIT_KERNEL(32, 1)
+void decode_kernel(const tile_arguments p) {
+  namespace cuda = lowbit::cuda;
+  constexpr int tile_k = 256 / Codes::bits;
+  const float bias = Codes::template bias<T> + (1 << (Codes::bits - 1));
+  cuda::row_scales s{};
+  for (int half = 0; half < 2; ++half) {
+    s.offset[half] = cuda::pack2<T>(-bias, -bias);
+    s.scale[half] = cuda::pack2<T>(half ? 0.5f : 1, half ? 0.5f : 1);  // rows g + 8: half of rows g
+  }
+  for (int k16 = 0; k16 < 8; ++k16) {
+    const auto w = cuda::global_load<cuda::u32x4>(p.codes + k16 * 16 / tile_k * 2048 + cuda::lane_index() * 16);
+    uint32_t a[4];
+    cuda::decode<T, Codes>(a, w, k16 % (tile_k / 16), s, s, cuda::decode_constants{});
+    for (int i = 0; i < 4; ++i)
+      cuda::global_store<uint32_t>(p.registers + (k16 * 4 + i) * 32 + cuda::lane_index(), a[i]);
+  }
+}
+
+template <class T, class Codes>
+void check_integer_tile(int dtype) {
+  random_source random(55);
+  const auto s = lowbit::fragment_shape::of(64, 128, 1, 128, Codes::bits);
+  std::vector<uint8_t> bytes(static_cast<size_t>(s.code_bytes()));
+  for (uint8_t& b : bytes) b = static_cast<uint8_t>(random.below(256));
+  const emulator::buffer<uint8_t> codes(bytes);
+  const emulator::buffer<uint32_t> registers(8 * 4 * 32);
+  CHECK_EQ((lowbit::cuda::launch<decode_kernel<T, Codes>>({.grid_x = 1, .threads = 32},
+                                                          tile_arguments{codes.data(), registers.data()})),
+           LOWBIT_OK);
+  const std::vector<uint32_t> got = registers.values();
+  for (int64_t k16 = 0; k16 < 8; ++k16)
+    for (int64_t i = 0; i < 4; ++i)
+      for (int64_t lane = 0; lane < 32; ++lane)
+        for (int64_t c = 0; c < 2; ++c) {
+          const int64_t bit = s.code_bit(lane / 4 + 8 * (i % 2), k16 * 16 + lane % 4 * 2 + 8 * (i / 2) + c);
+          const int code = bytes[static_cast<size_t>(bit / 8)] >> bit % 8 & ((1 << Codes::bits) - 1);
+          const float wanted = static_cast<float>(code - (1 << (Codes::bits - 1))) * (i % 2 ? 0.5f : 1);
+          const uint16_t half = static_cast<uint16_t>(got[static_cast<size_t>((k16 * 4 + i) * 32 + lane)] >> c * 16);
+          CHECK_EQ(dtype == LOWBIT_BF16 ? lowbit::bf16_to_f32(half) : lowbit::f16_to_f32(half), wanted);
+        }
+}
+
+TEST(integers_of_2_and_4_bits_become_the_registers_of_an_mma) {
+  using lowbit::cuda::integer_codes;
+  check_integer_tile<bf16_t, integer_codes<2>>(LOWBIT_BF16);
+  check_integer_tile<f16_t, integer_codes<2>>(LOWBIT_F16);
+  check_integer_tile<bf16_t, integer_codes<4>>(LOWBIT_BF16);
+  check_integer_tile<f16_t, integer_codes<4>>(LOWBIT_F16);
 }
 
 TEST(products_are_within_the_stated_bound) {

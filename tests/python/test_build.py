@@ -45,7 +45,9 @@ def where(path: Path) -> str:
 # ---- includes ----
 
 TORCH = re.compile(r"#\s*include\s*[<\"](torch|ATen|c10)/|\b(torch|at|c10)::|\baoti_torch_|\btorch_[a-z]+_?\w*\(")
-CUDA = re.compile(r"#\s*include\s*[<\"](cuda|cublas|cutlass|nvrtc)|\bcuda[A-Z]\w*\(|__global__|__device__|__shared__")
+CUDA = re.compile(
+    r"#\s*include\s*[<\"](cuda\w*\.h|cublas|cutlass|nvrtc)|\bcuda[A-Z]\w*\(|__global__|__device__|__shared__"
+)
 PYTHON = re.compile(r"#\s*include\s*[<\"](Python\.h|pybind11/)|\bpy::|\bPy[A-Z]\w*\(")
 
 

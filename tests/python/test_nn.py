@@ -208,8 +208,11 @@ def test_casts(scheme):
 
 def test_other_devices_are_refused_before_anything_moves():
     layer = Linear(96, 40)
-    with pytest.raises(ValueError, match="device is cuda:0: this build of lowbit has kernels for the CPU only"):
-        layer._apply(lambda tensor: SimpleNamespace(device=torch.device("cuda", 0)))
+    with pytest.raises(ValueError, match="device is xpu:0: lowbit has kernels for the CPU and for CUDA devices"):
+        layer._apply(lambda tensor: SimpleNamespace(device=torch.device("xpu", 0)))
+    if not torch.cuda.is_available():
+        with pytest.raises((AssertionError, RuntimeError)):
+            layer.to("cuda")
     assert layer.packed.device.type == layer.bias.device.type == "cpu"
     layer(torch.randn(1, 96))
 

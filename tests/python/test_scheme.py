@@ -32,11 +32,17 @@ def test_presets_agree_with_compressed_tensors(name):
     group = scheme.group(4096, 8192)
     expected = {"channel": (1, 8192), "tensor": (4096, 8192), "block": tuple(args.block_structure or ())}
     assert group == expected.get(strategy, (1, args.group_size))
-    activations = need("compressed_tensors.quantization").preset_name_to_scheme(name, []).input_activations
+    theirs = {"FP8": "FP8_DYNAMIC"}.get(name, name)
+    activations = need("compressed_tensors.quantization").preset_name_to_scheme(theirs, []).input_activations
     if activations is not None and str(getattr(activations.type, "value", activations.type)) == "int":
         assert scheme.activation == "int8"
         assert scheme.activation_dynamic == activations.dynamic
         assert scheme.activation_symmetric == activations.symmetric
+    elif name in ("FP8", "FP8_BLOCK"):  # on CUDA devices
+        assert str(getattr(activations.type, "value", activations.type)) == "float"
+        assert scheme.activation == "fp8"
+        assert scheme.activation_dynamic == activations.dynamic
+        assert scheme.activation_group == activations.group_size
     else:
         assert scheme.activation is None
 
@@ -98,7 +104,11 @@ def test_choices_change_a_preset():
         ({"format": "int4", "scale_rule": "max"}, ValueError, "'max': it must be one of absmax"),
         ({"format": "fp8_e4m3", "scale_rule": "signed_max"}, ValueError, "fp8_e4m3 gains nothing"),
         ({"format": "int4", "symmetric": False, "scale_rule": "signed_max"}, ValueError, "asymmetric int4 gains"),
-        ({"format": "int4", "activation": "fp8"}, ValueError, "'fp8': it must be None or 'int8'"),
+        (
+            {"format": "int4", "activation": "fp8"},
+            ValueError,
+            "'fp8': it needs a weight whose values e4m3 has, not int4",
+        ),
         ({"format": "int4", "scale_rule": "absmean"}, ValueError, "'absmean': it is the rule of ternary weights"),
         ({"format": "ternary", "scale_rule": "signed_max"}, ValueError, "ternary gains nothing"),
         ({"format": "ternary", "symmetric": False}, ValueError, "ternary has no zero points"),

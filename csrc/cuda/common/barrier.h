@@ -16,8 +16,8 @@ LOWBIT_DEVICE void fence_mbarrier_init() { asm volatile("fence.mbarrier_init.rel
 LOWBIT_DEVICE void mbarrier_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
-// Arrives on the barrier at the same address of another CTA of the cluster. Release at CTA scope, the default: a wider one
-// costs a MEMBAR.GPU, and who arrives here has only read.
+// Arrives on the barrier at the same address of another CTA of the cluster. Release at CTA scope, the default: a wider
+// one costs a MEMBAR.GPU, and who arrives here has only read.
 LOWBIT_DEVICE void mbarrier_arrive_cluster(uint32_t barrier, int cta) {
   asm volatile(
       "{ .reg .b32 remote;\n"

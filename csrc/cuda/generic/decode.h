@@ -4,9 +4,10 @@
 //   offset   integers: minus the bias, the format's offset and the zero point; exact
 //   scale    one rounding; every power of two that raw owes, as far as the type's range allows
 //
-// Instructions a weight in an inner loop, of which integer (shifts to the left are multiplications on NVIDIA GPUs and
-// not counted there). 4 bits at 4.8 TB/s on 132 SMs of 1.755 GHz may cost 3.1 and 1.56, 8 bits 6.2 and 3.1, 2 bits 1.55
-// and 0.78. Products add 0.13 for every 8 rows of x; loads and loop about 0.4.
+// Instructions a weight, of which integer (shifts to the left are multiplications on NVIDIA GPUs and not counted
+// there). 4 bits at 4.8 TB/s on 132 SMs of 1.755 GHz may cost 3.1 and 1.56, 8 bits 6.2 and 3.1, 2 bits 1.55 and 0.78.
+// The rest of a step (products, loads, scales in groups of 128) costs a small tile 1.9 more by its SASS: int4 comes
+// to 3.9, which is 79 % of that bandwidth at the most.
 //
 //   codes              all    integer
 //   int4               1.9    0.9       shift, lop3; add, multiply
@@ -161,8 +162,8 @@ LOWBIT_DEVICE uint32_t both_halves(uint32_t pair, int half) {
   return permute_bytes(pair, 0, half ? 0x3232 : 0x1010);
 }
 
-// a = weights for the i-th product with w: registers 0 and 1 by the scales of their columns, 2 and 3 by those of theirs.
-// They differ in 8-bit tiles alone, where a product takes two columns of every four out of 32.
+// a = weights for the i-th product with w: registers 0 and 1 by the scales of their columns, 2 and 3 by those of
+// theirs. They differ in 8-bit tiles alone, where a product takes two columns of every four out of 32.
 template <class T, class Codes>
 LOWBIT_DEVICE void decode(uint32_t (&a)[4], const u32x4& w, int i, const row_scales& first, const row_scales& second,
                           const decode_constants& c) {

@@ -202,7 +202,7 @@ LOWBIT_DEVICE block_quantization quantization_of(const arguments& a, const extre
 }
 
 template <int vectors>  // held by a thread; 0: the row is longer
-LOWBIT_KERNEL(threads, vectors ? 1 : 2) void quantize_kernel(const arguments a) {
+LOWBIT_KERNEL(threads, 1) void quantize_kernel(const arguments a) {
   const quantize_problem& p = a.p;
   const activation_format_row& format = a.format;
   const uint32_t shared = shared_base();

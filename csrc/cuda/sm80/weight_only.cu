@@ -43,7 +43,7 @@ struct tile {
 
 using m16 = tile<8, 1, 2, true>;
 using m32 = tile<8, 1, 4, true>;
-using m64 = tile<4, 2, 4, false>;
+using m64 = tile<4, 2, 4, true>;
 using m128 = tile<4, 2, 8, false>;
 constexpr tile_traits all_tiles[] = {m16::traits, m32::traits, m64::traits, m128::traits};
 

@@ -27,7 +27,8 @@ struct weight_only_config {
   static constexpr int loaders = producer ? 32 : threads;
   static constexpr int rows = 16 * tiles_n * warps_n;
   static constexpr int columns = 8 * tiles_m * warps_m;
-  static constexpr int min_ctas = tiles_m <= 2 ? 2 : 1;
+  // Two on an SM, but for int8, whose two offsets and scales a product need more registers than 96.
+  static constexpr int min_ctas = tiles_m <= 2 && !(codes::bits == 8 && codes::offset) ? 2 : 1;
 };
 
 // ---- scales --------------------------------------------------------------------------------------------------
@@ -127,16 +128,15 @@ LOWBIT_DEVICE void constant_scales(const arguments& a, row_scales (&current)[C::
   using T = typename C::T;
   const uint32_t scale = pack2<T>(a.plan.scale_factor, a.plan.scale_factor);
   LOWBIT_UNROLL
-  for (int r = 0; r < C::tiles_n; ++r)
-    LOWBIT_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      const int row = first_row + 16 * r + 8 * half + lane_index() / 4;
-      float offset = -a.plan.bias;
-      if (a.plan.zero_points && row < a.rows_packed)
-        offset -= static_cast<float>(global_load<int8_t>(a.zero_points + row));
-      current[r].scale[half] = scale;
-      current[r].offset[half] = pack2<T>(offset, offset);
-    }
+  for (int r = 0; r < C::tiles_n; ++r) LOWBIT_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    const int row = first_row + 16 * r + 8 * half + lane_index() / 4;
+    float offset = -a.plan.bias;
+    if (a.plan.zero_points && row < a.rows_packed)
+      offset -= static_cast<float>(global_load<int8_t>(a.zero_points + row));
+    current[r].scale[half] = scale;
+    current[r].offset[half] = pack2<T>(offset, offset);
+  }
 }
 
 // ---- one step of 128 columns -----------------------------------------------------------------------------------
@@ -225,14 +225,12 @@ LOWBIT_DEVICE void multiply_step(float (&sums)[C::tiles_n][C::tiles_m][4], row_s
 template <class C>
 LOWBIT_DEVICE void add_slice(float (&total)[C::tiles_n][C::tiles_m][4], float (&sums)[C::tiles_n][C::tiles_m][4]) {
   LOWBIT_UNROLL
-  for (int r = 0; r < C::tiles_n; ++r)
-    LOWBIT_UNROLL
-    for (int j = 0; j < C::tiles_m; ++j)
-      LOWBIT_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        total[r][j][i] += sums[r][j][i];
-        sums[r][j][i] = 0;
-      }
+  for (int r = 0; r < C::tiles_n; ++r) LOWBIT_UNROLL
+  for (int j = 0; j < C::tiles_m; ++j) LOWBIT_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    total[r][j][i] += sums[r][j][i];
+    sums[r][j][i] = 0;
+  }
 }
 
 // grid: x = tiles (a.order), y = slices, or 1 where a CTA does all of them
@@ -249,8 +247,7 @@ void weight_only_kernel(const arguments a) {
 
   float total[C::tiles_n][C::tiles_m][4] = {}, sums[C::tiles_n][C::tiles_m][4] = {};
   row_scales current[C::tiles_n] = {};
-  if (!a.plan.grouped)
-    constant_scales<C>(a, current, at.w_block * C::rows + warp_n * 16 * C::tiles_n);
+  if (!a.plan.grouped) constant_scales<C>(a, current, at.w_block * C::rows + warp_n * 16 * C::tiles_n);
 
   const bool works = !C::producer || warp_index() < C::workers / 32, loads = !C::producer || !works;
   stage_loader<C> loader(a, at, first_step);

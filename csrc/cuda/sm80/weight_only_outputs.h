@@ -113,15 +113,13 @@ template <class C>
 LOWBIT_DEVICE void stage_sums(uint32_t shared, const float (&sums)[C::tiles_n][C::tiles_m][4], int warp_n, int warp_m) {
   const int g = lane_index() / 4, t = lane_index() % 4;
   LOWBIT_UNROLL
-  for (int r = 0; r < C::tiles_n; ++r)
-    LOWBIT_UNROLL
-    for (int j = 0; j < C::tiles_m; ++j)
-      LOWBIT_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const int row = (warp_n * C::tiles_n + r) * 16 + g + i / 2 * 8;
-        const int column = (warp_m * C::tiles_m + j) * 8 + 2 * t + i % 2;
-        shared_store<float>(shared + column * sums_pitch<C> + row * 4, sums[r][j][i]);
-      }
+  for (int r = 0; r < C::tiles_n; ++r) LOWBIT_UNROLL
+  for (int j = 0; j < C::tiles_m; ++j) LOWBIT_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const int row = (warp_n * C::tiles_n + r) * 16 + g + i / 2 * 8;
+    const int column = (warp_m * C::tiles_m + j) * 8 + 2 * t + i % 2;
+    shared_store<float>(shared + column * sums_pitch<C> + row * 4, sums[r][j][i]);
+  }
 }
 
 // A thread's four outputs n .. n + 4 of the tile, the same in every row of x that it takes.

@@ -23,9 +23,7 @@ LOWBIT_DEVICE uint32_t swizzled(int piece, int row) {
 }
 
 // Bytes from a group's 64 numbers to the next group's: four groups by eight rows lie in different banks.
-constexpr int slot_pitch(int number_bytes) {
-  return 64 * number_bytes + (number_bytes == 4 ? 32 : 16);
-}
+constexpr int slot_pitch(int number_bytes) { return 64 * number_bytes + (number_bytes == 4 ? 32 : 16); }
 
 // A stage, and what decoding one needs: the same for every CTA.
 struct stage_plan {
@@ -35,11 +33,11 @@ struct stage_plan {
   int span, groups;
   int step_groups, step_rest;  // 128 columns are so many spans and columns
   uint32_t begins;             // where groups begin in every step, if that is in the same places; else 0
-  bool grouped;  // more than one group along K: scales belong to steps
+  bool grouped;                // more than one group along K: scales belong to steps
   bool zero_points;
   int scale_dtype, scale_shift, scale_pitch;  // a scale has 1 << scale_shift bytes
-  float scale_factor;  // a power of two, into the scale
-  float bias;          // of raw values, and the format's offset
+  float scale_factor;                         // a power of two, into the scale
+  float bias;                                 // of raw values, and the format's offset
 };
 
 // The tiles in an order in which neighbours in time share x and W in the L2: bands of `band` blocks of W.
