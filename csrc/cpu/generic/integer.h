@@ -22,8 +22,10 @@ constexpr int64_t chunk_dwords = chunk / 4;
 
 // ---- codes ----
 
+constexpr int joined = 7;  // bits of a code that planes were joined to, at most
+
 // 16 lines, transposed: f(dword, row, register) for V::lanes rows of every dword.
-template <class V, class F>
+template <class V, int Bits, class F>
 LOWBIT_INLINE void transpose_lines(const uint8_t* lines, const F& f) {
   for (int64_t row = 0; row < panel_rows; row += V::lanes)
     for (int64_t dword = 0; dword < chunk_dwords; dword += V::lanes) {
@@ -31,7 +33,7 @@ LOWBIT_INLINE void transpose_lines(const uint8_t* lines, const F& f) {
 #pragma GCC unroll 16
       for (int i = 0; i < V::lanes; ++i) {
         const uint8_t* from = lines + (row + i) * line_bytes + 4 * dword;
-        prefetch_codes(from);
+        if constexpr (Bits != joined) prefetch_codes(from);  // joined ones lie in a buffer
         r[i] = V::load_bytes(from);
       }
       V::transpose(r);
@@ -39,8 +41,6 @@ LOWBIT_INLINE void transpose_lines(const uint8_t* lines, const F& f) {
       for (int i = 0; i < V::lanes; ++i) f(dword + i, row, r[i]);
     }
 }
-
-constexpr int joined = 7;  // bits of a code that planes were joined to, at most
 
 // Columns of the 16 lines that are transposed at once.
 template <int Bits>
@@ -206,10 +206,10 @@ class integer_call {
     };
     alignas(64) uint8_t room[Bits == joined ? panel_rows * line_bytes : 1];
     for (int64_t column = 0; column < segments.last; column += lines_k<Bits>) {
-      transpose_lines<V>(lines_of<V, Bits>(w, panel, column, room),
-                         [&](int64_t dword, int64_t row, typename V::i32 bytes) __attribute__((always_inline)) {
-                           V::store_bytes(transposed + dword * panel_rows + row, bytes);
-                         });
+      transpose_lines<V, Bits>(lines_of<V, Bits>(w, panel, column, room),
+                               [&](int64_t dword, int64_t row, typename V::i32 bytes) __attribute__((always_inline)) {
+                                 V::store_bytes(transposed + dword * panel_rows + row, bytes);
+                               });
       const int64_t last = column + lines_k<Bits> < segments.last ? column + lines_k<Bits> : segments.last;
       for (int64_t at = column; at < last;) {
         const int64_t piece_end = segment_end < last ? segment_end : last;
@@ -280,15 +280,15 @@ class integer_call {
   void spread(int64_t panel, int64_t column, int64_t columns, int32_t* out) const {
     alignas(64) uint8_t room[Bits == joined ? panel_rows * line_bytes : 1];
     for (int64_t at = 0; at < columns; at += lines_k<Bits>, out += lines_k<Bits> / 4 * parts * width)
-      transpose_lines<V>(lines_of<V, Bits>(w, panel, column + at, room),
-                         [&](int64_t dword, int64_t row, typename V::i32 bytes) __attribute__((always_inline)) {
+      transpose_lines<V, Bits>(lines_of<V, Bits>(w, panel, column + at, room),
+                               [&](int64_t dword, int64_t row, typename V::i32 bytes) __attribute__((always_inline)) {
 #pragma GCC unroll 2
-                           for (int half = 0; half < (Bits == 4 ? 2 : 1); ++half)
+                                 for (int half = 0; half < (Bits == 4 ? 2 : 1); ++half)
 #pragma GCC unroll 2
-                             for (int part = 0; part < parts; ++part)
-                               V::store_bytes(out + ((half * chunk_dwords + dword) * parts + part) * width + row,
-                                              V::template code_part<Bits>(codes_of<V, Bits>(bytes, half), part));
-                         });
+                                   for (int part = 0; part < parts; ++part)
+                                     V::store_bytes(out + ((half * chunk_dwords + dword) * parts + part) * width + row,
+                                                    V::template code_part<Bits>(codes_of<V, Bits>(bytes, half), part));
+                               });
   }
 
   bool many(int64_t begin, int64_t end) const {
