@@ -33,17 +33,18 @@ bench: $(VENV)/.installed-bench
 
 # ---- C++ tests: as released, and with the address and undefined-behaviour sanitizers ----
 
-# CUDA kernels are emulated, so that this needs no nvcc. The bindings are for tests/python/test_cuda_emulated.py.
-CPP_TEST = $(CMAKE) -S . -B build/$@ -G Ninja -DLOWBIT_BUILD_TESTS=ON -DLOWBIT_CUDA=EMULATED \
+# In the first the CUDA kernels are emulated (no nvcc needed; the emulator checks every access by itself), and the
+# bindings are built for tests/python/test_cuda_emulated.py.
+CPP_TEST = $(CMAKE) -S . -B build/$@ -G Ninja -DLOWBIT_BUILD_TESTS=ON \
 	$(if $(CI),-DLOWBIT_WERROR=ON) $(1) \
 	&& $(CMAKE) --build build/$@ $(JOBS) && $(BIN)/ctest --test-dir build/$@ --output-on-failure --no-tests=error
 
 .PHONY: cpp-release cpp-sanitize
 cpp-test: cpp-release cpp-sanitize cpp-aarch64
 cpp-release: $(VENV)/.tools
-	$(call CPP_TEST,-DCMAKE_BUILD_TYPE=Release $$($(BIN)/python build_backend/lowbit_build.py))
+	$(call CPP_TEST,-DLOWBIT_CUDA=EMULATED -DCMAKE_BUILD_TYPE=Release $$($(BIN)/python build_backend/lowbit_build.py))
 cpp-sanitize: $(VENV)/.tools
-	$(call CPP_TEST,-DCMAKE_BUILD_TYPE=RelWithDebInfo "-DLOWBIT_SANITIZE=address;undefined")
+	$(call CPP_TEST,-DLOWBIT_CUDA=OFF -DCMAKE_BUILD_TYPE=RelWithDebInfo "-DLOWBIT_SANITIZE=address;undefined")
 
 # ---- C++ tests for ARM, emulated: g++-aarch64-linux-gnu, qemu-user-static ----
 

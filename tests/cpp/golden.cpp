@@ -61,7 +61,14 @@ std::vector<float> dense(const multiplication& c) {
 int write(std::FILE* file) {
   int64_t count = 0;
   for_each_golden_problem([&](lowbit_family family, const canonical_weight& w, multiplication& c) {
-    const lowbit_problem problem{family, w.description.format, c.m, w.n(), w.k(), w.description.group_k, c.x_dtype};
+    lowbit_problem problem{};
+    problem.family = family;
+    problem.format = w.description.format;
+    problem.m = c.m;
+    problem.n = w.n();
+    problem.k = w.k();
+    problem.group_k = w.description.group_k;
+    problem.x_dtype = c.x_dtype;
     const lowbit::kernel_row* row = lowbit::select_kernel(problem);
     CHECK(row && c.run(*row) == LOWBIT_OK);
     record r{fnv1a(c.packed.data(), c.packed.size()), family, c.m, w.n(), w.k(), {}};

@@ -160,7 +160,7 @@ void check_against_double(const kernel_row& row, const product& c, const std::ve
   const bool bf16 = c.x_dtype == LOWBIT_BF16, grouped = w.groups() > 1;
   const double unit = bf16 ? 0x1p-8 : 0x1p-11;
   const int scale_dtype = w.description.scale_dtype;
-  int roundings = lowbit::cuda::sm80::kind_of(w.format()) == lowbit::cuda::sm80::code_kind::table;
+  int roundings = lowbit::cuda::kind_of(w.format()) == lowbit::cuda::code_kind::table;
   if (grouped && lowbit::is_float_dtype(scale_dtype)) roundings += scale_dtype == c.x_dtype ? 1 : 2;
   const double relative = static_cast<double>(w.k() + 64) * 0x1p-23 + roundings * unit * 1.01;
   const double global = static_cast<double>(w.description.global_scale);

@@ -454,7 +454,7 @@ BAD = [
     ({"weight": torch.zeros(24, 96)}, TypeError, "packed weight is float32"),
     ({"weight": "W4A16"}, TypeError, "packed weight is a str"),
     ({"activation": "fp8"}, ValueError, "activation is 'fp8'"),
-    ({"symmetric": False}, ValueError, "symmetric: only activation='int8' takes this"),
+    ({"symmetric": False}, ValueError, "symmetric: only activation='int8' or 'fp8' takes this"),
     ({"x_scale": 0.1, "out_dtype": torch.float32}, ValueError, "x_scale, out_dtype: only activation"),
     ({"activation": "int8", "x_zero_point": 3}, ValueError, "x_zero_point without x_scale"),
     ({"activation": "int8", "x_scale": 0.0}, ValueError, "x_scale holds 0: every scale must be positive"),
@@ -497,7 +497,7 @@ def test_the_ops_themselves_refuse_without_crashing(weight):
         lambda: ops.dequantize_packed(packed, 24, 95, torch.float32),
         lambda: ops.dequantize_packed(packed, 24, 96, torch.int8),
         lambda: ops.encode(X, torch.ones(3, 2), None, "int4", 1, 96),
-        lambda: ops.encode(X, torch.ones(3, 1), None, "int5", 1, 96),
+        lambda: ops.encode(X, torch.ones(3, 1), None, "int9", 1, 96),
         lambda: ops.quantize_rows(X[0], True),
         lambda: ops.unpack(packed, torch.zeros(24, 48, dtype=torch.uint8), torch.zeros(24, 4), None),
     ):
