@@ -2,8 +2,8 @@
 
 Every time is that of a CUDA graph which multiplies by distinct weights one after the other, at least 8 of them and
 three times the L2 cache, so that none is found in a cache; divided by their number, over many replays: median, 5th and
-95th percentile. Beside it run torch's own products of the same shape. The limits are measured, too: the bandwidth of a copy
-and, for multiplication, the best product of torch at 8192 x 8192 x 8192.
+95th percentile. Beside it run torch's own products of the same shape. The limits are measured, too: the bandwidth of a
+copy and, for multiplication, the best product of torch at 8192 x 8192 x 8192.
 """
 
 from __future__ import annotations

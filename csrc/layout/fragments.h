@@ -98,8 +98,8 @@ struct fragment_offsets {
 
 // As pack() and its companions of packed.h, for this layout. Packed bytes must be 16-byte aligned where a kernel or
 // view_fragments reads them.
-fragment_shape fragment_shape_of(const lowbit_weight& weight);      // of a description that was checked
-fragment_offsets fragment_offsets_of(const lowbit_weight& weight);  // likewise
+fragment_shape fragment_shape_of(const lowbit_weight& weight);              // of a description that was checked
+fragment_offsets fragment_offsets_of(const lowbit_weight& weight);          // likewise
 lowbit_status fragments_bytes(const lowbit_weight& weight, size_t* bytes);  // refuses what GPUs do not hold
 lowbit_status pack_fragments(const lowbit_weight& weight, void* packed, size_t bytes, const lowbit_parallel* parallel);
 lowbit_status unpack_fragments(const void* packed, size_t bytes, const lowbit_weight_arrays& out,

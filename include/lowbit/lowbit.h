@@ -219,7 +219,7 @@ typedef struct lowbit_gemm_args {
   const lowbit_weight* weight;  // the description of `packed`, whose header the host does not read
   void* workspace;              // lowbit_gemm_workspace bytes, 256-byte aligned; free again after the call's work
   size_t workspace_bytes;
-  void* stream;                 // cudaStream_t
+  void* stream;                      // cudaStream_t
   lowbit_accumulation accumulation;  // LOWBIT_FP8
   int64_t x_group;                   // LOWBIT_FP8: columns of x that share a scale, 128; 0: a row
 } lowbit_gemm_args;
@@ -281,12 +281,12 @@ typedef struct lowbit_quantize_args {
   float epsilon;
   void* sum;  // LOWBIT_RMS_NORM with `other`: [m][k] x + other in x's dtype, or NULL; may be `other`
   int64_t sum_stride;
-  const float* global_scale;  // NVFP4: [1], or NULL: 1
-  void* q;                    // [m][ceil(k * bits / 8)] bytes, element 0 in the low bits
-  int64_t q_stride;           // bytes
-  void* scales;               // [m] fp32; [m][ceil(k / block)] of the format's dtype; or swizzled
-  int64_t scale_stride;       // of those in blocks that are not swizzled
-  int32_t* zero_points;       // INT8_ASYMMETRIC: [m]
+  const float* global_scale;        // NVFP4: [1], or NULL: 1
+  void* q;                          // [m][ceil(k * bits / 8)] bytes, element 0 in the low bits
+  int64_t q_stride;                 // bytes
+  void* scales;                     // [m] fp32; [m][ceil(k / block)] of the format's dtype; or swizzled
+  int64_t scale_stride;             // of those in blocks that are not swizzled
+  int32_t* zero_points;             // INT8_ASYMMETRIC: [m]
   const lowbit_parallel* parallel;  // on the CPU
   void* stream;                     // on CUDA
 } lowbit_quantize_args;

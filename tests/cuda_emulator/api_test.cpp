@@ -163,6 +163,7 @@ TEST(weight_only_products) {
   random_source random(3);
   for (const char* format : {"int4", "int8", "fp8_e4m3", "mxfp4", "nvfp4", "nf4"}) {
     for (const lowbit_dtype dtype : {LOWBIT_BF16, LOWBIT_F16, LOWBIT_F32}) {
+      if (dtype == LOWBIT_F16 && std::strcmp(format, "mxfp4") == 0) continue;  // scales of 2^9: the contract's end
       weight_options o{format, 72, 160};
       o.group_k = 32;
       o.zero_point = dtype == LOWBIT_F16;

@@ -58,31 +58,32 @@ struct wgmma;
 #define LOWBIT_R8 LOWBIT_R4 ", %4, %5, %6, %7"
 #define LOWBIT_R16 LOWBIT_R8 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define LOWBIT_R32 LOWBIT_R16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define LOWBIT_R64                                                                                                  \
-  LOWBIT_R32                                                                                                        \
-      ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, " \
-      "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define LOWBIT_R128                                                                                                  \
-  LOWBIT_R64                                                                                                         \
-      ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, "  \
-      "%85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104, "    \
-      "%105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, " \
-      "%123, %124, %125, %126, %127"
+#define LOWBIT_R64                                                                                              \
+  LOWBIT_R32                                                                                                    \
+  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, " \
+  "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define LOWBIT_R128                                                                                              \
+  LOWBIT_R64                                                                                                     \
+  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, "  \
+  "%85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104, "    \
+  "%105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, " \
+  "%123, %124, %125, %126, %127"
 
-#define LOWBIT_WGMMA(T, sum, constraint, shape, tail, N, R, a0, a1, a2, a3, b, p)                              \
-  template <>                                                                                                  \
-  struct wgmma<T, N> {                                                                                         \
-    LOWBIT_DEVICE static void run(sum (&d)[R], const uint32_t (&a)[4], uint64_t descriptor, bool accumulate) { \
-      asm volatile(                                                                                            \
-          "{ .reg .pred accumulate;\n"                                                                         \
-          "setp.ne.b32 accumulate, %" #p ", 0;\n"                                                              \
-          "wgmma.mma_async.sync.aligned.m64n" #N shape " {" LOWBIT_R##R "}, {%" #a0 ", %" #a1 ", %" #a2        \
-          ", %" #a3 "}, %" #b ", accumulate" tail "; }"                                                        \
-          : LOWBIT_D##R(constraint, 0)                                                                         \
-          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(descriptor), "r"(static_cast<int>(accumulate)));   \
-    }                                                                                                          \
+#define LOWBIT_WGMMA(T, sum, constraint, shape, tail, N, R, a0, a1, a2, a3, b, p)                                 \
+  template <>                                                                                                     \
+  struct wgmma<T, N> {                                                                                            \
+    LOWBIT_DEVICE static void run(sum (&d)[R], const uint32_t (&a)[4], uint64_t descriptor, bool accumulate) {    \
+      asm volatile(                                                                                               \
+          "{ .reg .pred accumulate;\n"                                                                            \
+          "setp.ne.b32 accumulate, %" #p                                                                          \
+          ", 0;\n"                                                                                                \
+          "wgmma.mma_async.sync.aligned.m64n" #N shape " {" LOWBIT_R##R "}, {%" #a0 ", %" #a1 ", %" #a2 ", %" #a3 \
+                                                                        "}, %" #b ", accumulate" tail "; }"       \
+          : LOWBIT_D##R(constraint, 0)                                                                            \
+          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(descriptor), "r"(static_cast<int>(accumulate)));      \
+    }                                                                                                             \
   };
-#define LOWBIT_WGMMA_ALL(T, sum, constraint, shape, tail)                                    \
+#define LOWBIT_WGMMA_ALL(T, sum, constraint, shape, tail)                        \
   LOWBIT_WGMMA(T, sum, constraint, shape, tail, 8, 4, 4, 5, 6, 7, 8, 9)          \
   LOWBIT_WGMMA(T, sum, constraint, shape, tail, 16, 8, 8, 9, 10, 11, 12, 13)     \
   LOWBIT_WGMMA(T, sum, constraint, shape, tail, 32, 16, 16, 17, 18, 19, 20, 21)  \
