@@ -44,7 +44,8 @@ cpp-test: cpp-release cpp-sanitize cpp-aarch64
 cpp-release: $(VENV)/.tools
 	$(call CPP_TEST,-DLOWBIT_CUDA=EMULATED -DCMAKE_BUILD_TYPE=Release $$($(BIN)/python build_backend/lowbit_build.py))
 cpp-sanitize: $(VENV)/.tools
-	$(call CPP_TEST,-DLOWBIT_CUDA=OFF -DCMAKE_BUILD_TYPE=RelWithDebInfo "-DLOWBIT_SANITIZE=address;undefined")
+	$(call CPP_TEST,-DLOWBIT_CUDA=OFF -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	  "-DCMAKE_CXX_FLAGS_RELWITHDEBINFO=-O1 -DNDEBUG" "-DLOWBIT_SANITIZE=address;undefined")
 
 # ---- C++ tests for ARM, emulated: g++-aarch64-linux-gnu, qemu-user-static ----
 
