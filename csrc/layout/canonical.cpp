@@ -268,12 +268,12 @@ lowbit_status read_header(const void* packed, size_t bytes, packed_layout layout
                 static_cast<long long>(packed_header_bytes));
   packed_header header;
   std::memcpy(&header, packed, sizeof header);
-  const char found = header.magic[magic_layout];
+  const auto found = static_cast<unsigned char>(header.magic[magic_layout]);
   header.magic[magic_layout] = magic[magic_layout];
-  if (std::memcmp(header.magic, magic, sizeof magic) != 0 || found < 0 ||
-      found > static_cast<char>(packed_layout::fragments))
+  if (std::memcmp(header.magic, magic, sizeof magic) != 0 ||
+      found > static_cast<unsigned char>(packed_layout::fragments))
     return fail(LOWBIT_INVALID_VALUE, "not a packed weight of this version: the header does not begin with its mark");
-  header.magic[magic_layout] = found;
+  header.magic[magic_layout] = static_cast<char>(found);
   if (header.checksum != fnv1a(&header, offsetof(packed_header, checksum)))
     return fail(LOWBIT_INVALID_VALUE, "corrupt packed header: checksum %016llx, expected %016llx",
                 static_cast<unsigned long long>(header.checksum),
