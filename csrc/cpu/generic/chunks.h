@@ -126,8 +126,9 @@ inline void panel_offsets(const packed_view& w, int64_t panel, int64_t group, in
                           float (*out)[panel_rows]) {
   if (Offset == offset::min) return panel_numbers<V>(w, w.mins, w.super_mins, panel, group, groups, out);
   const int64_t first = w.shape.scale_index(panel * panel_rows, group), count = groups * panel_rows;
+  float* const flat = out[0];
   if (w.zero_points)
-    for (int64_t i = 0; i < count; ++i) out[0][i] = static_cast<float>(w.zero_points[first + i]);
+    for (int64_t i = 0; i < count; ++i) flat[i] = static_cast<float>(w.zero_points[first + i]);
   else
     std::memset(out, 0, static_cast<size_t>(count) * sizeof(float));
 }
