@@ -88,12 +88,8 @@ struct row_terms {
       default:
         load_scales<LOWBIT_E4M3>(scales);
     }
-    if (!C::codes::offset || !plan.zero_points) return;
-    LOWBIT_UNROLL
-    for (int i = 0; i < 2 * C::tiles_n; ++i) {
-      const float value = -plan.bias - static_cast<float>(shared_load<int8_t>(zeros + 8 * i));
-      offset[i / 2][i % 2] = pack2<T>(value, value);
-    }
+    if constexpr (C::codes::offset)
+      if (plan.zero_points) load_offsets(plan, zeros);
   }
 
  private:
@@ -102,6 +98,13 @@ struct row_terms {
     LOWBIT_UNROLL
     for (int i = 0; i < 2 * C::tiles_n; ++i)
       scale[i / 2][i % 2] = shared_number<Dtype>(at + 8 * i * dtype_bytes(Dtype));
+  }
+  LOWBIT_DEVICE void load_offsets(const stage_plan& plan, uint32_t at) {
+    LOWBIT_UNROLL
+    for (int i = 0; i < 2 * C::tiles_n; ++i) {
+      const float value = -plan.bias - static_cast<float>(shared_load<int8_t>(at + 8 * i));
+      offset[i / 2][i % 2] = pack2<T>(value, value);
+    }
   }
 };
 

@@ -31,7 +31,7 @@ struct prediction {
 //   1.4 for a weight of 4 bits, or 2 (mean of the others, generic/decode.h), that a warp decodes: warps along m decode
 //   the same ones; 2 for a product; 95 for the step; 225 for the producer's step, all in one quarter of the SM
 //
-// Per SM and step the longest of three counts, in SM clocks:
+// Per SM and step the longest of three counts, in SM clocks, and a sixteenth of the others, as overlap is never whole:
 //   products      an m16n8k16 takes a quarter of the SM 8 clocks: 1024 multiply-adds a clock and SM, sm_80's rate;
 //   mma.sync
 //                 was measured by others at 1.3 times that on an H200
@@ -48,8 +48,9 @@ inline prediction predict(const tile_traits& t, const fragment_shape& s, int64_t
   const double instructions =
       (decoded * (s.bits == 4 ? 1.4 : 2) + products * 2 + t.warps * 95) / 4 + (t.columns <= 64 ? 225 : 0);
   const double l2 = (t.rows * 16.0 * s.bits + t.columns * 256.0) / 46;
-  double step = multiply > instructions ? multiply : instructions;
-  if (l2 > step) step = l2;
+  double longest = multiply > instructions ? multiply : instructions;
+  if (l2 > longest) longest = l2;
+  const double step = longest + (multiply + instructions + l2 - longest) / 16;
   const double memory = static_cast<double>(s.code_bytes()) / (20.7 * sms);
   const double outputs = static_cast<double>(m * s.strips * strip_rows);
   const auto total = [&](bool split) {
