@@ -103,7 +103,7 @@ TEST(more_shared_memory_than_asked_for) { pipeline<bug::shared_overflow>("of sha
 TEST(a_copy_that_nobody_waits_for) { pipeline<bug::forgotten_copy>("nobody waited for the one issued here"); }
 
 TEST(reports_name_kernel_cta_thread_and_line) {
-  pipeline<bug::tail_read>("planted_bugs_test.cpp:");
+  pipeline<bug::tail_read>("planted_copies_test.cpp:");
   pipeline<bug::tail_read>("CTA (0, 0, 0), thread 8: async_copy");
   pipeline<bug::tail_read>("pipeline_kernel");
 }

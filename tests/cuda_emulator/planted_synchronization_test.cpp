@@ -85,7 +85,8 @@ void spinning_kernel(const output p) {
 TEST(divergent_collectives) {
   emulator::buffer<uint32_t> y(64);
   const launch_shape shape{.grid_x = 1, .threads = 64};
-  expect<divergent_shuffle_kernel>(shape, output{y.data()}, "lanes 0 .. 15: waits for shuffle_xor at planted_bugs");
+  expect<divergent_shuffle_kernel>(shape, output{y.data()},
+                                   "lanes 0 .. 15: waits for shuffle_xor at planted_synchronization");
   expect<two_shuffles_kernel>(shape, output{y.data()}, "all 32 must come to the same place");
   expect<divergent_barrier_kernel>(shape, output{y.data()}, "warp 1, lanes 8 .. 8: has returned");
 }
@@ -95,7 +96,8 @@ TEST(barriers_that_never_complete) {
   const launch_shape shape{.grid_x = 1, .threads = 64};
   expect<barrier_count_kernel>(shape, output{y.data()}, "deadlock");
   expect<barrier_mismatch_kernel>(shape, output{y.data()}, "while others wait at it for 64");
-  expect<crossed_barriers_kernel>(shape, output{y.data()}, "warp 1, lanes 0 .. 31: waits for barrier at planted_bugs");
+  expect<crossed_barriers_kernel>(shape, output{y.data()},
+                                  "warp 1, lanes 0 .. 31: waits for barrier at planted_synchronization");
 }
 
 TEST(races_within_a_warp_and_between_warps) {
