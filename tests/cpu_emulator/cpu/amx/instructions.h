@@ -130,8 +130,8 @@ inline void multiply_bytes(const char* instruction) {
   multiply_tiles<C, A, B>(instruction, [](__m512i sums, const __m512i(&a)[16], const tile_register& b) {
     for (int k = 0; k < 16; ++k) {
       const __m512i codes = _mm512_load_si512(b.bytes[k]);
-      const __m512i low_a = SignedA ? _mm512_srai_epi16(_mm512_slli_epi16(a[k], 8), 8)
-                                    : _mm512_and_si512(a[k], _mm512_set1_epi16(255));
+      const __m512i low_a =
+          SignedA ? _mm512_srai_epi16(_mm512_slli_epi16(a[k], 8), 8) : _mm512_and_si512(a[k], _mm512_set1_epi16(255));
       const __m512i high_a = SignedA ? _mm512_srai_epi16(a[k], 8) : _mm512_srli_epi16(a[k], 8);
       sums = _mm512_add_epi32(sums, _mm512_madd_epi16(low_a, _mm512_srai_epi16(_mm512_slli_epi16(codes, 8), 8)));
       sums = _mm512_add_epi32(sums, _mm512_madd_epi16(high_a, _mm512_srai_epi16(codes, 8)));
