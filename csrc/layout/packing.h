@@ -140,7 +140,10 @@ template <class Layout>
 lowbit_status view_as(const void* packed, size_t bytes, typename Layout::view* view, packed_plan* plan) {
   lowbit_weight w;
   if (const lowbit_status status = read_header(packed, bytes, Layout::id, &w)) return status;
-  if (const lowbit_status status = check_width<Layout>(w)) return status;
+  const format_row& format = format_at(w.format);
+  if (!Layout::holds(format.bits))
+    return fail(LOWBIT_INVALID_VALUE, "corrupt packed header: its layout holds no codes of %d bits (%s)", format.bits,
+                format.name);
   view->shape = shape_as<Layout>(w);
   *plan = plan_as<Layout>(w, view->shape);
   if (const lowbit_status status = check_length(*plan, packed, bytes)) return status;

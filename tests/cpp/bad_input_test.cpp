@@ -131,6 +131,10 @@ TEST(forged_headers_are_refused) {
   forge("zero points", 1, [&](auto& h) { h.has_zero_points = 1; });
   forge("format", 0, [&](auto& h) { std::memset(h.format, 'x', sizeof h.format); });
   forge("version", 2, [&](auto& h) { h.magic[7] = 2; });
+  forge("layout", 1, [&](auto& h) {
+    h.magic[6] = 1;
+    std::memcpy(h.format, "int3", sizeof "int3");
+  });
 }
 
 TEST(impossible_shapes_are_refused) {
