@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from statistics import median
 from typing import Any
 
@@ -16,6 +17,9 @@ from peers import PeerWeights
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("lowbit")
     group.addoption("--quick", action="store_true", help="a few problems, one or two minutes")
+    group.addoption("--scheme", action="append", help="these schemes alone: --scheme W4A16 --scheme W8A8")
+    group.addoption("--shape", action="append", help="these shapes, n x k: --shape 4096x11008")
+    group.addoption("--m", action="append", type=int, help="these numbers of rows: --m 1 --m 64")
     group.addoption(
         "--rotate-mib", type=int, default=512, help="weights that are read in turn, to keep them cold (default: 512)"
     )
@@ -27,6 +31,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
         quick = metafunc.config.getoption("quick")
         cases, shapes, rows = (QUICK_CASES, QUICK_SHAPES, QUICK_ROWS) if quick else (CASES, SHAPES, ROWS)
+        option = metafunc.config.getoption
+        if option("scheme"):
+            cases = [case for case in CASES if case[0] in option("scheme")]
+            unknown = set(option("scheme")) - {case[0] for case in CASES}
+            if unknown:
+                raise pytest.UsageError(f"--scheme {unknown}: it must be one of {sorted({case[0] for case in CASES})}")
+        shapes = [shape_of(text) for text in option("shape") or ()] or shapes
+        rows = option("m") or rows
         problems = [
             Problem(scheme, getattr(torch, x_dtype), n, k, m)
             for n, k in shapes
@@ -35,6 +47,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         ]
         ids = [f"{p.scheme}-{str(p.x_dtype).removeprefix('torch.')}-{p.n}x{p.k}-m{p.m}" for p in problems]
         metafunc.parametrize("problem", problems, ids=ids)
+
+
+def shape_of(text: str) -> tuple[int, int]:
+    """(n, k) of ``"4096x11008"``."""
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if not match:
+        raise pytest.UsageError(f"--shape {text}: it must be n x k, as in 4096x11008")
+    return int(match[1]), int(match[2])
 
 
 @pytest.fixture(scope="session")

@@ -10,13 +10,16 @@
 //                 y[m][n] = to_y( fma(sum_g fma(float(s), scale[n][g], .), x_scale[m], bias[n]) ), g ascending.
 //                 A segment is a group, or 32768 columns of it where it is longer. Every kernel gives the same bits.
 //
-// Any m >= 1, n >= 1, k >= 1. Kernels read x, packed and bias only inside their bounds and write y only inside its.
+// Where there is an epilogue, what to_y rounds goes through its function and meets `other` first (gemm/epilogue.h).
+// Any m >= 1, n >= 1, k >= 1. Kernels read x, packed, bias and other only inside their bounds and write y only inside
+// its; an element of other is read before that of y is written, which may be the same.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 
 #include "gemm/activation.h"
+#include "gemm/epilogue.h"
 #include "gemm/status.h"
 #include "layout/packed.h"
 
@@ -40,6 +43,7 @@ struct gemm_problem {
   const int32_t* x_zero_point;
   int64_t num_x_scales;
   const lowbit_parallel* parallel;
+  epilogue_terms epilogue{};
 
   LOWBIT_INLINE row_quantization given_quantization(int64_t row) const {  // LOWBIT_STATIC
     const int64_t i = num_x_scales == 1 ? 0 : row;

@@ -194,6 +194,22 @@ typedef enum lowbit_accumulation {
   LOWBIT_FAST = 1,
 } lowbit_accumulation;
 
+// What a product does to its sums before they are rounded to y:
+//   y[m][n] = to_y( combine( function( x W^T + bias ), other[m][n] ) ), all of it in fp32.
+typedef enum lowbit_function {
+  LOWBIT_IDENTITY = 0,
+  LOWBIT_SILU = 1,       // x / (1 + exp(-x))
+  LOWBIT_GELU = 2,       // x Phi(x), Phi the normal distribution
+  LOWBIT_GELU_TANH = 3,  // x / (1 + exp(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3)
+  LOWBIT_RELU = 4,       // max(x, 0)
+} lowbit_function;
+
+typedef enum lowbit_combination {
+  LOWBIT_ALONE = 0,
+  LOWBIT_ADD = 1,       // + other: a residual
+  LOWBIT_MULTIPLY = 2,  // * other: what a gate is for
+} lowbit_combination;
+
 typedef struct lowbit_gemm_args {
   lowbit_family family;
   int64_t m;
@@ -222,6 +238,13 @@ typedef struct lowbit_gemm_args {
   void* stream;                      // cudaStream_t
   lowbit_accumulation accumulation;  // LOWBIT_FP8
   int64_t x_group;                   // LOWBIT_FP8: columns of x that share a scale, 128; 0: a row
+
+  lowbit_function function;
+  lowbit_combination combination;
+  const void* other;         // [m][n], where there is a combination. It may be y itself, element for element, or share
+                             // no element with it.
+  lowbit_dtype other_dtype;  // F32, F16, BF16
+  int64_t other_stride;      // elements between rows
 } lowbit_gemm_args;
 
 LOWBIT_API lowbit_status lowbit_gemm(const lowbit_gemm_args* args);

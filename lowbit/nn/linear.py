@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from lowbit import formats
 from lowbit.checkpoints import compressed_tensors as names
 from lowbit.formats import describe_shape, dtype_name
-from lowbit.functional import check_activation, fp8, integer, static_scale
+from lowbit.functional import check_activation, checked_epilogue, fp8, integer, static_scale
 from lowbit.ops import ops
 from lowbit.quantizers import quantize
 from lowbit.quantizers.scheme import Scheme
 from lowbit.tensor import QuantizedTensor
 
 _INPUT_NAMES = ("input_scale", "input_zero_point")
+_QUANTIZED = {"integer": torch.int8, "fp8": torch.float8_e4m3fn}  # what x may be already where its scale is static
 
 
 class Linear(nn.Module):
@@ -160,18 +161,29 @@ class Linear(nn.Module):
         self._description = quantized.description
         self._family = self.scheme.family_on(quantized.device.type)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        activation_function: str | None = None,
+        multiply: Tensor | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """Y [..., out_features]; what may follow x W^T + bias is as ``lowbit.linear`` has it."""
         buffers = self._buffers  # nn.Module.__getattr__ takes 0.5 us for each name
         packed, bias = buffers["packed"], self._parameters["bias"]
         assert packed is not None
         scale = buffers["input_scale"]
         family = self._family
+        quantized = None if scale is None or family == "weight_only" else _QUANTIZED[family]
+        check_activation(x, self.in_features, packed.device, quantized)
+        epilogue: tuple[Any, ...] = ()
+        if activation_function is not None or multiply is not None or residual is not None:
+            epilogue = checked_epilogue(x, self.out_features, activation_function, multiply, residual)
         if family == "weight_only":
-            check_activation(x, self.in_features, packed.device)
-            result: Tensor = ops.weight_only(x, packed, bias, self.out_features, self._description)
+            result: Tensor = ops.weight_only(x, packed, bias, self.out_features, self._description, *epilogue)
             return result
         if family == "fp8":
-            check_activation(x, self.in_features, packed.device, None if scale is None else torch.float8_e4m3fn)
             return fp8(
                 x,
                 packed,
@@ -183,8 +195,8 @@ class Linear(nn.Module):
                 None,
                 self._like.dtype,
                 self._description,
+                epilogue,
             )
-        check_activation(x, self.in_features, packed.device, None if scale is None else torch.int8)
         return integer(
             x,
             packed,
@@ -196,6 +208,7 @@ class Linear(nn.Module):
             None,
             self._like.dtype,
             self._description,
+            epilogue,
         )
 
     @property
