@@ -92,7 +92,7 @@ lowbit_status check_gemm(const lowbit_gemm_args& a, const format_row& format, in
   if (const lowbit_status status = check_epilogue(a, n)) return status;
   if (a.family == LOWBIT_WEIGHT_ONLY) return LOWBIT_OK;
   if (a.family == LOWBIT_INTEGER && !format.integer())
-    return fail(LOWBIT_INVALID_VALUE, "%s weights have no integer product: only int4 and int8 do", format.name);
+    return fail(LOWBIT_INVALID_VALUE, "%s weights have no integer product: those of integer formats do", format.name);
   if (a.activation < LOWBIT_DYNAMIC_SYMMETRIC || a.activation > LOWBIT_STATIC)
     return fail(LOWBIT_INVALID_VALUE, "activation %d: dynamic symmetric, dynamic asymmetric or static (0 to 2)",
                 a.activation);
@@ -115,6 +115,7 @@ lowbit_status check_gemm(const lowbit_gemm_args& a, const format_row& format, in
 namespace {
 
 lowbit_status check_static_scales(const gemm_problem& p) {
+  if (!p.x_scale && p.num_x_scales) return fail(LOWBIT_INVALID_VALUE, "x_scale is NULL: static activations need it");
   for (int64_t i = 0; i < p.num_x_scales; ++i) {
     if (!(p.x_scale[i] > 0) || !std::isfinite(p.x_scale[i]))
       return fail(LOWBIT_INVALID_VALUE, "activation scale %lld is %g: it must be positive and finite",

@@ -42,7 +42,7 @@ def linear(
             tensor is taken for a packed weight: uint8 [packed bytes].
         bias: [n] float32, float16 or bfloat16.
         activation: None multiplies in floating point. ``"int8"`` (integer weights) quantizes x and sums integers
-            exactly. ``"fp8"`` (fp8 and fp4 weights, CUDA devices) quantizes x to e4m3.
+            exactly. ``"fp8"`` (fp8, fp4 and int4 weights, CUDA devices) quantizes x to e4m3.
         symmetric: False gives every row of x a zero point as well. Only ``activation="int8"`` without ``x_scale``.
         x_scale: None: every row of x gets a scale of its own. Else the static scale of x, one number or one for
             each row ([1] or [rows]), positive: x = (q - x_zero_point) * x_scale.

@@ -19,7 +19,7 @@ autocast does to them. Everything in the package calls them through ``ops``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -154,7 +154,7 @@ def _fake_quantize_activation(
     swizzled: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     m, k = x.shape
-    bits, block, scale_dtype = activation_formats()[format]
+    bits, block, scale_dtype = ACTIVATION_FORMATS[format]
     blocks = -(-k // block) if block else 1
     if swizzled:
         scales: tuple[Any, ...] = (-(-m // 128) * -(-blocks // 4) * 512,)
@@ -169,14 +169,12 @@ def _fake_quantize_activation(
     )
 
 
-@cache
-def activation_formats() -> dict[str, tuple[int, int, torch.dtype]]:
-    """Of ``quantize_activation``: bits, columns that share a scale (0: all), dtype of scales as the op gives them."""
-    dtypes = {"float32": torch.float32}
-    return {
-        row["name"]: (row["bits"], row["block"], dtypes.get(row["scale_dtype"], torch.uint8))
-        for row in core().activation_formats()
-    }
+# Of ``quantize_activation``: bits, columns that share a scale (0: all), dtype of scales as the op gives them. Read at
+# import: torch.compile does not look into the core.
+ACTIVATION_FORMATS = {
+    row["name"]: (row["bits"], row["block"], torch.float32 if row["scale_dtype"] == "float32" else torch.uint8)
+    for row in core().activation_formats()
+}
 
 
 for _name, _fake in (
@@ -252,7 +250,7 @@ def _backward(op: Any, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight = ops.dequantize_packed(packed, grad.shape[-1], ctx.k, grad.dtype, ctx.description)
         grad_x = (grad @ weight).to(ctx.x_dtype)
     if needed[2]:
-        grad_bias = grad.flatten(0, -2).sum(0).to(ctx.bias_dtype)
+        grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0).to(ctx.bias_dtype)
     return (grad_x, None, grad_bias, *[None] * (ctx.num_inputs - 5), grad_multiply, grad_residual)
 
 

@@ -350,6 +350,7 @@ TEST(multiplications_that_cannot_be_are_refused) {
       },
       LOWBIT_INVALID_TYPE, "int8");
   refused([](auto& a) { a.num_x_scales = 2; }, LOWBIT_INVALID_VALUE, "2 activation scales for 3 rows");
+  refused([](auto& a) { a.x_scale = nullptr; }, LOWBIT_INVALID_VALUE, "x_scale is NULL");
   refused(
       [&](auto& a) {
         a.packed = packed_f.data();

@@ -310,15 +310,17 @@ TEST(what_cannot_be_is_refused) {
       },
       LOWBIT_INVALID_VALUE, "other is NULL");
   refused([](auto& a) { a.device = static_cast<lowbit_device>(7); }, LOWBIT_INVALID_VALUE, "device is 7");
-  const device_weight nf4({"nf4", 64, 128}, random);
-  refused(
-      [&](auto& a) {
-        a.family = LOWBIT_FP8;
-        a.weight = &nf4.description;
-        a.packed = nf4.packed.data();
-        a.packed_bytes = nf4.packed_bytes;
-      },
-      LOWBIT_UNSUPPORTED, "no kernel multiplies");
+  for (const char* format : {"nf4", "fp8_e5m2", "int8"}) {
+    const device_weight other({format, 64, 128}, random);
+    refused(
+        [&](auto& a) {
+          a.family = LOWBIT_FP8;
+          a.weight = &other.description;
+          a.packed = other.packed.data();
+          a.packed_bytes = other.packed_bytes;
+        },
+        LOWBIT_UNSUPPORTED, "no kernel multiplies");
+  }
   refused(
       [](auto& a) {
         a.family = LOWBIT_INTEGER;

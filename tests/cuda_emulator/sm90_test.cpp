@@ -14,9 +14,12 @@ lowbit::format_row format_called(const char* name) { return lowbit::format_at(lo
 
 bool says(const kernel_row& row, const char* part) { return std::strstr(row.name, part) != nullptr; }
 
-// TMA takes rows that lie on 16 bytes; what is between a row's end and the next row must not matter.
+// TMA takes rows that lie on 16 bytes, other strides are copied; what is between a row's end and the next row must not
+// matter. Few SMs: a CTA has several tiles.
 void align(product& p, int x_bytes, random_source& random) {
-  p.x_stride = lowbit::round_up(p.w.shape.k, 16 / x_bytes) + random.of({0, 16});
+  p.x_stride = random.below(4) ? lowbit::round_up(p.w.shape.k, 16 / x_bytes) + random.of({0, 16})
+                               : p.w.shape.k + random.of({0, 1, 3});
+  p.sms = random.of({2, 2, 132});
   p.x.resize(static_cast<size_t>(((p.m - 1) * p.x_stride + p.w.shape.k) * x_bytes));
   for (size_t i = 0; i < p.x.size(); ++i) {
     p.x[i] = static_cast<uint8_t>(random.below(256));
@@ -41,6 +44,14 @@ emulator::options seeded(uint32_t seed) {
   return options;
 }
 
+int products_run;  // of the row that is tested
+
+bool runs(product& p, const kernel_row& row) {
+  if (!p.run(row, p.describe())) return false;
+  ++products_run;
+  return true;
+}
+
 // ---- integer: to the bit ----
 
 void check_integer(const kernel_row& row, int64_t m, int64_t n, int64_t k, int64_t group_k, uint32_t seed) {
@@ -51,7 +62,7 @@ void check_integer(const kernel_row& row, int64_t m, int64_t n, int64_t k, int64
   align(p, 1, random);
   scale_rows(p, random, true);
   const emulator::with with(seeded(seed));
-  if (!p.run(row, p.describe())) return;
+  if (!runs(p, row)) return;
   const fragment_shape& s = w.shape;
   for (int64_t i = 0; i < m; ++i) {
     const size_t at = p.x_scale.size() == 1 ? 0 : static_cast<size_t>(i);
@@ -118,7 +129,7 @@ void check_fp8(const kernel_row& row, const char* format, int64_t m, int64_t n, 
     for (float& v : p.x_scale) v = random.uniform(0.001f, 0.1f);
   }
   const emulator::with with(seeded(seed));
-  if (!p.run(row, p.describe())) return;
+  if (!runs(p, row)) return;
   // tensor cores add products of 32 columns with 14 bits; then, where sums are promoted, fp32
   const auto in_the_core = static_cast<double>(says(row, "promoted") ? std::min<int64_t>(k, 128) : k);
   check_sums(
@@ -142,7 +153,7 @@ void check_weight_only(const kernel_row& row, const char* format, int64_t m, int
   align(p, 2, random);
   p.x_scale = {1};
   const emulator::with with(seeded(seed));
-  if (!p.run(row, p.describe())) return;
+  if (!runs(p, row)) return;
   // W is rounded to x's type once its scale was: 2^-8 in bf16, 2^-10 in fp16, as gemm/contract.h has it
   const bool exact = w.shape.groups == 1 && std::strcmp(format, "nf4") != 0;
   const double rounding = exact ? 0 : x_dtype == LOWBIT_BF16 ? 0x1p-7 : 0x1p-10;
@@ -161,8 +172,12 @@ void check_weight_only(const kernel_row& row, const char* format, int64_t m, int
 
 template <class Check>
 void each(const kernel_row* rows, int count, const char* part, const Check& check) {
-  for (int r = 0; r < count; ++r)
-    if (says(rows[r], part)) check(rows[r]);
+  for (int r = 0; r < count; ++r) {
+    if (!says(rows[r], part)) continue;
+    products_run = 0;
+    check(rows[r]);
+    CHECK(products_run > 1, "%s has refused what it is for", rows[r].name);
+  }
 }
 
 }  // namespace
@@ -177,6 +192,7 @@ TEST(sm90_integer) {
         if (grouped && k == 130) check_integer(row, m, row.nr + 35, 512, 256, seed++ % 3);
         check_integer(row, m, row.nr + 35, k, group, seed++ % 3);
       }
+    check_integer(row, row.mr + 1, 40, 2304, grouped ? 256 : 2304, 1);  // every slot of the ring twice
   });
 }
 
@@ -185,7 +201,7 @@ TEST(sm90_fp8) {
     uint32_t seed = 0;
     for (const int64_t m : {int64_t{1}, int64_t{row.mr} + 1}) {
       check_fp8(row, "fp8_e4m3", m, row.nr + 35, 130, 130, LOWBIT_F32, 0, seed++ % 3);
-      check_fp8(row, "fp8_e4m3", m, row.nr - 3, 640, 640, LOWBIT_BF16, 0, seed++ % 3);
+      check_fp8(row, "fp8_e4m3", m, row.nr - 3, m > 1 ? 2304 : 640, m > 1 ? 2304 : 640, LOWBIT_BF16, 0, seed++ % 3);
       if (!says(row, "promoted")) continue;
       check_fp8(row, "fp8_e4m3", m, row.nr + 1, 330, 128, LOWBIT_F32, 128, seed++ % 3);
       check_fp8(row, "fp8_e4m3", m, row.nr + 1, 512, 256, LOWBIT_F32, 0, seed++ % 3);
@@ -195,20 +211,21 @@ TEST(sm90_fp8) {
 
 TEST(sm90_fp8_by_four_bits) {
   for (const char* format : {"fp4_e2m1", "int4"})
-    each(sm90::fp8_lut16_rows, sm90::num_fp8_lut16_rows, format[0] == 'i' ? "int4" : "e2m1",
-         [&](const kernel_row& row) {
-           if (says(row, "group")) return;
-           const int64_t group = says(row, "promoted") ? 128 : 384;
-           check_fp8(row, format, 3, row.nr + 35, 384, group, LOWBIT_F16, 0, 1);
-           check_fp8(row, format, row.mr + 1, 40, 160, 160, LOWBIT_F32, 0, 0);
-         });
+    for (const char* sums : {"fast", "promoted"})
+      each(sm90::fp8_lut16_rows, sm90::num_fp8_lut16_rows, sums, [&](const kernel_row& row) {
+        if (!says(row, format[0] == 'i' ? "int4" : "e2m1")) return products_run = 2, void();
+        check_fp8(row, format, 3, row.nr + 35, 384, sums[0] == 'p' ? 128 : 384, LOWBIT_F16, 0, 1);
+        check_fp8(row, format, row.mr + 1, 40, 160, 160, LOWBIT_F32, 0, 0);
+      });
   each(sm90::fp8_lut16_rows, sm90::num_fp8_lut16_rows, "group32", [](const kernel_row& row) {
     check_fp8(row, "mxfp4", 3, row.nr + 35, 384, 32, LOWBIT_E8M0, 0, 1);
     check_fp8(row, "mxfp4", row.mr + 1, 40, 160, 32, LOWBIT_E8M0, 0, 0);
+    check_fp8(row, "mxfp4", row.mr + 1, 100, 2304, 32, LOWBIT_E8M0, 0, 2);
   });
   each(sm90::fp8_lut16_rows, sm90::num_fp8_lut16_rows, "group16", [](const kernel_row& row) {
     check_fp8(row, "nvfp4", 3, row.nr + 35, 384, 16, LOWBIT_E4M3, 0, 1);
     check_fp8(row, "nvfp4", row.mr + 1, 40, 160, 16, LOWBIT_E4M3, 0, 0);
+    check_fp8(row, "nvfp4", row.mr + 1, 100, 2304, 16, LOWBIT_E4M3, 0, 2);
   });
 }
 
@@ -226,5 +243,6 @@ TEST(sm90_weight_only) {
       }
     check_weight_only(row, "mxfp4", 3, row.nr + 1, 160, 32, LOWBIT_E8M0, LOWBIT_BF16, 1);
     check_weight_only(row, "nvfp4", 3, row.nr + 1, 160, 16, LOWBIT_E4M3, LOWBIT_BF16, 1);
+    check_weight_only(row, "int4", row.mr + 1, row.nr + 1, 1280, 100, LOWBIT_BF16, LOWBIT_BF16, 1);  // padded groups
   });
 }

@@ -71,6 +71,14 @@ def test_explain_takes_layers_and_tensors():
     assert lowbit.explain(tensor, 4).kernel == lowbit.explain("W4A16", 4, 40, 96).kernel
 
 
+def test_explain_says_why_there_is_no_kernel():
+    if core().cuda()["architectures"]:
+        pytest.skip("this build has CUDA kernels")
+    explanation = lowbit.explain("W4A16", 1, 64, 64, device="sm_90")
+    assert explanation.kernel is None
+    assert "none: this lowbit was built without CUDA kernels" in str(explanation)
+
+
 def test_explain_refuses():
     with pytest.raises(TypeError, match="needs n and k"):
         lowbit.explain("W4A16", 4)

@@ -256,6 +256,14 @@ def test_meta_without_assign_warns_as_torch_does():
     assert layer.packed.is_meta
 
 
+@pytest.mark.parametrize("scheme", ["W4A16", "W8A8", "FP8", "NF4"])
+def test_a_floating_point_checkpoint_is_told(scheme):
+    with pytest.raises(
+        TypeError, match=r"weight(_packed)? is float32: this is a floating-point checkpoint; load it into"
+    ):
+        make(scheme).load_state_dict(nn.Linear(96, 40).state_dict(), strict=False)
+
+
 def test_to_empty_then_load():
     source = make("W4A16")
     layer = Linear(96, 40, device="meta").to_empty(device="cpu")
@@ -313,6 +321,9 @@ REFUSALS = [
     ("W4A16", changed("weight_zero_point", torch.ones(5, 1).int()), ValueError, "not all 0: the layer's scheme is sym"),
     ("W4A16", changed("bias", torch.zeros(39)), ValueError, "bias is 39: 40 is needed"),
     ("W4A16", changed("bias", torch.zeros(40).int()), TypeError, "bias is int32"),
+    ("W4A16", changed("bias", [0.0] * 40), TypeError, "bias is a list: a torch.Tensor is needed"),
+    ("W4A16", changed("weight_packed", "x"), TypeError, "weight_packed is a str: a torch.Tensor is needed"),
+    ("W4A16", changed("weight_zero_point", 0), TypeError, "weight_zero_point is a int"),
     ("W4A16_ASYM", changed("weight_zero_point", lambda t: t[:-1]), ValueError, "weight_zero_point is 4 x 1: 5 x 1"),
     ("W4A16_ASYM", changed("weight_zero_point", torch.full((40, 1), 9, dtype=torch.int8)), ValueError, "first is 9"),
     (

@@ -254,7 +254,7 @@ def packed():
 
 def test_from_packed_refuses_what_is_no_packed_weight(packed):
     for bad, error, message in (
-        (packed.float(), TypeError, "packed weight is float32: uint8 is needed"),
+        (packed.float(), TypeError, "packed weight is float32: it must be uint8"),
         ("x", TypeError, "packed weight is a str"),
         (packed[None], ValueError, "one-dimensional"),
         (packed.repeat_interleave(2)[::2], ValueError, re.escape("strides (2,)")),

@@ -61,7 +61,7 @@ struct tile_chain {
         if constexpr (F::zeros) {
           const int64_t index = at.scale_index(a, n + 16 * i + 8 * h);
           const int w_zero = a.w_zero ? global_load<int8_t>(a.w_zero + index) : 0;
-          const int code_sum = a.x_zero ? global_load<int32_t>(a.column_sums + index) : 0;
+          const int code_sum = a.x_zero ? global_load<int32_t>(a.column_sums + at.sum_index(a, n + 16 * i + 8 * h)) : 0;
           LOWBIT_UNROLL
           for (int j = 0; j < NT * 2; ++j) {
             int32_t s = F::value(sums[i][j / 2][2 * h + j % 2]);

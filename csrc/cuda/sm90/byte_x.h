@@ -8,9 +8,7 @@ namespace lowbit::cuda::sm90 {
 struct byte_x_arguments {
   operands in;
   outputs out;
-  // integer: x's zero points, as many as column scales, and W's column sums [strips][64]
-  const int32_t* x_zero;  // or null: 0
-  const int32_t* code_sums;
+  const int32_t* code_sums;  // integer: W's column sums [strips][groups][64]
   // blocks of K with scales of their own: x_scale[m * x_scale_row + block * x_scale_block], w_scale[strips][groups][64]
   int block;             // stages
   int groups;            // of W
@@ -19,6 +17,7 @@ struct byte_x_arguments {
   int64_t x_scale_row, x_scale_block;
   const void* w_scale;
   int w_scale_dtype;
+  bool one_w_scale;  // for all rows of a strip
 };
 
 // 8-bit codes: a stage of a strip is 4 tiles of 16 x 32 for each warp, fragments as they are.
@@ -103,66 +102,120 @@ struct load_int4_e4m3 {
 
 // All of K in one sum: fp8 "fast" and integer without groups.
 template <class T, class Load, class Sum>
-LOWBIT_DEVICE void consume_whole(const byte_x_arguments& a, uint32_t shared, ring<T>& r, const place& at) {
+LOWBIT_DEVICE void consume_whole(const byte_x_arguments& a, uint32_t staging, ring<T>& r, const place& at) {
   Sum sums[T::columns / 2];
   multiply_all<T>(sums, r, a.in.steps, Load{});
 
   int32_t code_sum[2] = {0, 0};
-  if (a.x_zero) LOWBIT_UNROLL
+  if (a.out.x_zero) LOWBIT_UNROLL
   for (int h = 0; h < 2; ++h)
-    if (at.row(h) < a.out.n) code_sum[h] = static_cast<int32_t>(global_load<uint32_t>(a.code_sums + at.row(h)));
-  store_outputs<T>(a.out, at, shared, [&](int j, int h, int c) {
-    constexpr float unit = 1 / Load::factor;
-    const Sum sum = sums[4 * j + 2 * h + c];
-    if (!a.x_zero || at.column(j, c) >= a.out.m) return static_cast<float>(sum) * unit;
-    const auto zero =
-        static_cast<int32_t>(global_load<uint32_t>(a.x_zero + (a.out.one_column_scale ? 0 : at.column(j, c))));
-    return static_cast<float>(static_cast<int32_t>(sum) - zero * code_sum[h] * static_cast<int32_t>(Load::factor)) *
-           unit;
+    if (at.row(h) < a.out.n)
+      code_sum[h] = global_load<int32_t>(a.code_sums + at.row(h)) * static_cast<int32_t>(Load::factor);
+  store_outputs<T>(a.out, at, staging, [&](int j, int h, int c, int32_t x_zero) {
+    Sum sum = sums[4 * j + 2 * h + c];
+    if constexpr (__is_same(Sum, int32_t)) sum -= x_zero * code_sum[h];
+    return static_cast<float>(sum) * (1 / Load::factor);
   });
 }
 
 // K in blocks, scaled and added in fp32: fp8 "promoted", fp8 with blocks of 1 x 128 and 128 x 128, integer with groups.
 template <class T, class Load, class Part>
-LOWBIT_DEVICE void consume_blocks(const byte_x_arguments& a, uint32_t shared, ring<T>& r, const place& at) {
+LOWBIT_DEVICE void consume_blocks(const byte_x_arguments& a, uint32_t staging, ring<T>& r, const place& at) {
+  constexpr bool integer = __is_same(Part, int32_t);
+  using numbers = column_numbers<T>;
   float sums[T::columns / 2];
   LOWBIT_UNROLL
   for (int i = 0; i < T::columns / 2; ++i) sums[i] = 0;
-  float x_scale[T::columns / 4], w_scale[2] = {1, 1};
-  int32_t code_sum[2];
 
-  const auto prepare = [&](int block) {  // in flight while the block is multiplied
-    if (a.w_scale) LOWBIT_UNROLL
-    for (int h = 0; h < 2; ++h) {
-      const int strip = at.strip < a.in.strips ? at.strip : a.in.strips - 1;
-      const int64_t i = (int64_t{strip} * a.groups + block * a.block / a.group) * 64 + at.row_in_strip(h);
-      w_scale[h] = load_float(a.w_scale, i, a.w_scale_dtype);
-      if (a.x_zero) code_sum[h] = static_cast<int32_t>(global_load<uint32_t>(a.code_sums + i));
+  // Scales come from memory while the block before theirs is multiplied. Those of x, or its zero points, go through
+  // shared memory: a thread wants a quarter of the tile's columns.
+  const numbers columns(staging);
+  float x_next[numbers::loads], w_next[2] = {1, 1}, w_scale[2];
+  int32_t code_sum_next[2] = {0, 0}, code_sum[2];
+  const int strip = at.strip < a.in.strips ? at.strip : a.in.strips - 1;
+  const int first_column = at.first_column - lane_index() % 4 * 2;
+  int group = 0, left = a.group;  // of the block that is fetched: stages of its group that are to come
+  const auto fetch = [&](int block) {
+    if (a.w_scale) {
+      const int64_t i = (int64_t{strip} * a.groups + group) * 64;
+      LOWBIT_UNROLL
+      for (int h = 0; h < 2; ++h) {
+        w_next[h] = load_float(a.w_scale, i + at.row_in_strip(h), a.w_scale_dtype);
+        if (integer && a.out.x_zero)
+          code_sum_next[h] =
+              global_load<int32_t>(a.code_sums + i + at.row_in_strip(h)) * static_cast<int32_t>(Load::factor);
+      }
+      left -= a.block;
+      if (left <= 0) ++group, left = a.group;
     }
-    if (a.x_scale) LOWBIT_UNROLL
-    for (int i = 0; i < T::columns / 4; ++i) {
-      const int m = at.column(i / 2, i % 2);
-      x_scale[i] = m < a.out.m ? global_load<float>(a.x_scale + m * a.x_scale_row + block * a.x_scale_block) : 0.0f;
-    }
+    if (!integer && a.x_scale)
+      numbers::fetch(x_next, [&](int column) {
+        return global_load<float>(a.x_scale + inside_x(a.out, first_column + column) * a.x_scale_row +
+                                  block * a.x_scale_block);
+      });
   };
-  const auto add = [&](float (&to)[T::columns / 2], const Part(&part)[T::columns / 2]) {
+  const int blocks = (a.in.steps + a.block - 1) / a.block;
+  const auto prepare = [&](int block) {
     LOWBIT_UNROLL
-    for (int i = 0; i < T::columns / 2; ++i) {
-      const int j = i / 4, h = i / 2 % 2, c = i % 2;
-      Part sum = part[i];
-      if (a.x_zero && at.column(j, c) < a.out.m)
-        sum -= static_cast<Part>(
-            static_cast<int32_t>(global_load<uint32_t>(a.x_zero + (a.out.one_column_scale ? 0 : at.column(j, c)))) *
-            code_sum[h] * static_cast<int32_t>(Load::factor));
-      const float value = static_cast<float>(sum) * (1 / Load::factor);
-      if (a.x_scale)
-        to[i] = multiply_add(value, w_scale[h] * x_scale[2 * j + c], to[i]);
-      else
-        to[i] = a.w_scale ? multiply_add(value, w_scale[h], to[i]) : to[i] + value;
+    for (int h = 0; h < 2; ++h) w_scale[h] = w_next[h], code_sum[h] = code_sum_next[h];
+    if (!integer && a.x_scale) columns.store(block % 2, x_next);
+    if (block + 1 < blocks) fetch(block + 1);
+  };
+  sync_warp();  // the numbers of the tile before have been read
+  fetch(0);
+  if (integer && a.out.x_zero) {
+    int32_t zero[numbers::loads];
+    numbers::fetch(zero, [&](int column) {
+      return global_load<int32_t>(a.out.x_zero + (a.out.one_column_scale ? 0 : inside_x(a.out, first_column + column)));
+    });
+    columns.store(0, zero);
+  }
+
+  const auto add = [&](float (&to)[T::columns / 2], const Part(&part)[T::columns / 2], int block) {
+    // each(j, columns' numbers): four sums of columns 8 j + 2 t, + 1
+    const auto each = [&](bool numbered, int buffer, const auto& four) {
+      LOWBIT_UNROLL
+      for (int j = 0; j < T::columns / 8; j += 2) {
+        u32x4 n{0, 0, 0, 0};
+        if (numbered) n = columns.load(buffer, j);
+        four(4 * j, n.x, n.y);
+        four(4 * j + 4, n.z, n.w);
+      }
+    };
+    constexpr float unit = 1 / Load::factor;
+    if constexpr (integer) {
+      each(a.out.x_zero != nullptr, 0, [&](int i, uint32_t zero0, uint32_t zero1) {
+        LOWBIT_UNROLL
+        for (int q = 0; q < 4; ++q) {
+          const auto zero = static_cast<int32_t>(q % 2 ? zero1 : zero0);
+          to[i + q] =
+              multiply_add(static_cast<float>(part[i + q] - zero * code_sum[q / 2]) * unit, w_scale[q / 2], to[i + q]);
+        }
+      });
+    } else if (a.x_scale && a.one_w_scale) {
+      each(true, block % 2, [&](int i, uint32_t x0, uint32_t x1) {
+        const float scale[2] = {w_scale[0] * as_float(x0), w_scale[0] * as_float(x1)};
+        LOWBIT_UNROLL
+        for (int q = 0; q < 4; ++q) to[i + q] = multiply_add(part[i + q] * unit, scale[q % 2], to[i + q]);
+      });
+    } else if (a.x_scale) {
+      each(true, block % 2, [&](int i, uint32_t x0, uint32_t x1) {
+        const float x[2] = {as_float(x0), as_float(x1)};
+        LOWBIT_UNROLL
+        for (int q = 0; q < 4; ++q) to[i + q] = multiply_add(part[i + q] * unit, w_scale[q / 2] * x[q % 2], to[i + q]);
+      });
+    } else if (a.w_scale) {
+      LOWBIT_UNROLL
+      for (int i = 0; i < T::columns / 2; ++i) to[i] = multiply_add(part[i] * unit, w_scale[i / 2 % 2], to[i]);
+    } else {
+      LOWBIT_UNROLL
+      for (int i = 0; i < T::columns / 2; ++i) to[i] += part[i] * unit;
     }
   };
   multiply_blocks<T, Part>(sums, r, a.in.steps, a.block, Load{}, prepare, add);
-  store_outputs<T>(a.out, at, shared, [&](int j, int h, int c) { return sums[4 * j + 2 * h + c]; });
+  outputs out = a.out;
+  out.x_zero = nullptr;  // their part is in the sums
+  store_outputs<T>(out, at, staging, [&](int j, int h, int c, int32_t) { return sums[4 * j + 2 * h + c]; });
 }
 
 template <class T, class Load, class Sum, bool blocks>

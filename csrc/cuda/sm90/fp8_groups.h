@@ -112,7 +112,8 @@ LOWBIT_DEVICE void consume_rebased(const group_arguments& a, uint32_t staging, r
     const int e = load.base[h] < 1 ? load.base[h] + 24 : load.base[h];
     base[h] = as_float(static_cast<uint32_t>(e) << 23) * (load.base[h] < 1 ? 0x1p-24f : 1.0f);
   }
-  store_outputs<T>(a.common.out, at, staging, [&](int j, int h, int c) { return sums[4 * j + 2 * h + c] * base[h]; });
+  store_outputs<T>(a.common.out, at, staging,
+                   [&](int j, int h, int c, int32_t) { return sums[4 * j + 2 * h + c] * base[h]; });
 }
 
 // group: 16 or 32 columns. A product of 32 with the other 16 columns' weights zero is one of 16.
@@ -133,7 +134,7 @@ LOWBIT_DEVICE void consume_promoted(const group_arguments& a, uint32_t staging, 
     for (int i = 0; i < T::columns / 2; ++i) to[i] = multiply_add(part[i], scale[i / 2 % 2], to[i]);
   };
   multiply_products<T, 32 / group>(sums, r, a.common.in.steps, load_e2m1{}, add);
-  store_outputs<T>(a.common.out, at, staging, [&](int j, int h, int c) { return sums[4 * j + 2 * h + c]; });
+  store_outputs<T>(a.common.out, at, staging, [&](int j, int h, int c, int32_t) { return sums[4 * j + 2 * h + c]; });
 }
 
 template <class T, int group>

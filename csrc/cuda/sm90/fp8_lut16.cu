@@ -30,7 +30,7 @@ const char* common_refusal(const gemm_problem& p, bool int4) {
   if (p.x_dtype != LOWBIT_E4M3) return "x is not e4m3";
   if (int4 ? !is_int4(*p.w.format) : !is_e2m1(*p.w.format)) return "decodes another 4-bit format";
   if (p.w.zero_points()) return "W has zero points";
-  return tma_refusal(p, 1);
+  return nullptr;
 }
 
 template <class T, class Load, bool blocks>
@@ -51,9 +51,10 @@ lowbit_status run_groups(const gemm_problem& p, const device_info& device) {
   a.scale_dtype = p.w.scale_dtype;
   if (p.w.scale_dtype == LOWBIT_E8M0) {
     const fragment_shape& s = p.w.shape;
-    a.bases = static_cast<int32_t*>(p.workspace);
+    auto* const bases = reinterpret_cast<int32_t*>(static_cast<uint8_t*>(p.workspace) + gather_workspace<1>(p, device));
+    a.bases = bases;
     const rebase_arguments rebase{p.w.codes(), static_cast<const uint8_t*>(p.w.scales()), static_cast<int>(s.groups),
-                                  static_cast<int>(s.tiles), static_cast<int32_t*>(p.workspace)};
+                                  static_cast<int>(s.tiles), bases};
     const launch_shape shape{
         .grid_x = static_cast<int>(s.strips), .threads = rebase_threads, .shared_bytes = 64 * 4, .stream = p.stream};
     if (const lowbit_status status = launch<rebase_kernel>(shape, rebase)) return status;
@@ -73,7 +74,7 @@ template <class T, bool int4>
 const char* refuses_blocks(const gemm_problem& p, const device_info& device) {
   if (const char* reason = common_refusal(p, int4)) return reason;
   if (const char* reason = fp8_blocks_refusal(p)) return reason;
-  return model_refusal<T, whole_16, whole_64, whole_128>(p, device);
+  return model_refusal<T, whole_16, whole_64, whole_128>(p, device, fp8_promotion(p));
 }
 
 template <class T, int group>
@@ -84,9 +85,8 @@ const char* refuses_groups(const gemm_problem& p, const device_info& device) {
   return model_refusal<T, group_16, group_64, group_128>(p, device);
 }
 
-int64_t no_workspace(const gemm_problem&, const device_info&) { return 0; }
-int64_t bases_workspace(const gemm_problem& p, const device_info&) {
-  return p.w.scale_dtype == LOWBIT_E8M0 ? p.w.shape.strips * 64 * 4 : 0;
+int64_t bases_workspace(const gemm_problem& p, const device_info& device) {
+  return gather_workspace<1>(p, device) + (p.w.scale_dtype == LOWBIT_E8M0 ? p.w.shape.strips * 64 * 4 : 0);
 }
 
 template <class T, class Load, bool blocks>
@@ -99,11 +99,11 @@ constexpr kernel_row row(const char* name) {
           bit(recipe::lut16),
           bit(LOWBIT_E4M3),
           T::columns,
-          T::consumers * 64,
+          T::strips * 64,
           T::stage_k,
           true,
           blocks ? refuses_blocks<T, int4> : refuses_fast<T, int4>,
-          no_workspace,
+          gather_workspace<1>,
           run<T, Load, blocks>};
 }
 
@@ -116,7 +116,7 @@ constexpr kernel_row group_row(const char* name) {
           bit(recipe::lut16),
           bit(LOWBIT_E4M3),
           T::columns,
-          T::consumers * 64,
+          T::strips * 64,
           T::stage_k,
           true,
           refuses_groups<T, group>,

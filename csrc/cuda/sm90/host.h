@@ -3,20 +3,13 @@
 
 #include <cstdio>
 
-#include "cuda/common/launch.h"
 #include "cuda/sm90/byte_x.h"
+#include "cuda/sm90/gather.h"
 #include "cuda/sm90/model.h"
 
 namespace lowbit::cuda::sm90 {
 
-// Why TMA cannot bring x, or null.
-inline const char* tma_refusal(const gemm_problem& p, int x_bytes) {
-  if (!p.w.shape.k_in_order()) return "groups are padded: x would have to be gathered";
-  if (reinterpret_cast<uintptr_t>(p.x) % 16 != 0) return "x does not lie on a 16-byte boundary, as TMA needs";
-  if (p.x_stride * x_bytes % 16 != 0) return "rows of x are not a multiple of 16 bytes apart, as TMA needs";
-  return nullptr;
-}
-
+// Also brings x to where TMA takes it.
 template <class T>
 lowbit_status make_operands(const gemm_problem& p, operands* in) {
   const fragment_shape& s = p.w.shape;
@@ -24,7 +17,7 @@ lowbit_status make_operands(const gemm_problem& p, operands* in) {
   in->strip_bytes = s.tile_offset(1, 0, 0);
   in->strips = static_cast<int>(s.strips);
   in->steps = static_cast<int>(s.k_packed / T::stage_k);
-  in->order = {static_cast<int>(ceil_div(s.strips, T::consumers * T::cluster)),
+  in->order = {static_cast<int>(ceil_div(s.strips, T::strips * T::cluster)),
                static_cast<int>(ceil_div(p.m, T::columns))};
   in->axis = {static_cast<int>(s.span), static_cast<int>(s.groups)};
   if (T::scale_stage > 0 && s.groups > 1) {
@@ -32,7 +25,11 @@ lowbit_status make_operands(const gemm_problem& p, operands* in) {
     in->scale_line = static_cast<int>(64 * dtype_bytes(p.w.scale_dtype));
     in->zero_points = reinterpret_cast<const uint8_t*>(p.w.zero_points());
   }
-  return make_tensor_map(&in->x, T::x_bytes, p.x, s.k, p.m, p.x_stride * T::x_bytes, T::columns / T::cluster);
+  const int box_rows = T::columns / T::cluster;
+  if (tma_takes(p, T::x_bytes))
+    return make_tensor_map(&in->x, T::x_bytes, p.x, s.k, p.m, p.x_stride * T::x_bytes, box_rows);
+  if (const lowbit_status status = gather<T::x_bytes>(p)) return status;
+  return make_tensor_map(&in->x, T::x_bytes, p.workspace, s.k_packed, p.m, s.k_packed * T::x_bytes, box_rows);
 }
 
 inline outputs make_outputs(const gemm_problem& p) {
@@ -45,6 +42,7 @@ inline outputs make_outputs(const gemm_problem& p) {
   o.whole_stores = reinterpret_cast<uintptr_t>(p.y) % 16 == 0 && p.y_stride % 8 == 0;
   o.bias = p.bias;
   o.bias_dtype = p.bias_dtype;
+  o.x_zero = nullptr;
   o.global_scale = p.w.global_scale();
   o.factor = 1;
   return o;
@@ -65,6 +63,9 @@ launch_shape shape_of_launch(const operands& in, const gemm_problem& p, const de
 
 // ---- fp8 ----
 
+// Instructions that promotion takes for each sum and stage: an addition, or with scales of x one multiply-add, half a
+// multiplication, and an eighth of a load.
+inline double fp8_promotion(const gemm_problem& p) { return p.x_group ? 2 : 1.2; }
 inline bool fp8_in_blocks(const gemm_problem& p) { return p.x_group != 0 || p.w.shape.groups > 1; }
 
 inline const char* fp8_blocks_refusal(const gemm_problem& p) {
@@ -87,6 +88,7 @@ void fp8_scales(const gemm_problem& p, byte_x_arguments* a) {
     a->w_scale = p.w.scales();
     a->w_scale_dtype = p.w.scale_dtype;
     a->group = static_cast<int>(s.group_k / T::stage_k);
+    a->one_w_scale = s.group_n % 64 == 0;
   }
   a->groups = static_cast<int>(s.groups);
   if (p.x_group) {
@@ -101,26 +103,28 @@ void fp8_scales(const gemm_problem& p, byte_x_arguments* a) {
 
 // ---- choice ----
 
-// Is `T` the tile that the model picks among `Tiles`? The reason why not is a sentence of this thread.
+// Is `T` the tile that the model picks among `Tiles`? The reason why not is a sentence of this thread. `promotion`:
+// instructions for each sum and stage.
 template <class T, class... Tiles>
-const char* model_refusal(const gemm_problem& p, const device_info& device) {
-  const auto clocks = [&](const tile_traits& t) {
-    return predicted_clocks(t, p.m, p.w.shape.strips, p.w.shape.k_packed, device.sms);
+const char* model_refusal(const gemm_problem& p, const device_info& device, double promotion = 0) {
+  const auto of = [&](const tile_traits& t) {
+    return predict(t, p.m, p.w.shape.strips, p.w.shape.k_packed, device.sms);
   };
-  const double own = clocks(traits_of<T>());
-  double best = own;
-  int columns = T::columns, rows = T::consumers * 64;
+  const prediction own = of(traits_of<T>(promotion));
+  prediction best = own;
+  tile_traits other{};
   const auto consider = [&](const tile_traits& t) {
-    if (clocks(t) >= best) return;
-    best = clocks(t);
-    columns = t.columns;
-    rows = t.consumers * 64;
+    if (of(t).clocks >= best.clocks) return;
+    best = of(t);
+    other = t;
   };
-  (consider(traits_of<Tiles>()), ...);
-  if (best == own) return nullptr;
+  (consider(traits_of<Tiles>(promotion)), ...);
+  if (best.clocks == own.clocks) return nullptr;
   static thread_local char reason[160];
-  std::snprintf(reason, sizeof reason, "predicted to take %.0f clocks, the tile of %d x %d %.0f", own, columns, rows,
-                best);
+  std::snprintf(reason, sizeof reason,
+                "predicted to take %.0f clocks, %s bound; %d rows of x by %d of W at a time%s take %.0f, %s bound",
+                own.clocks, own.bound, other.columns, other.strips * 64, other.in_turns ? ", in turns," : "",
+                best.clocks, best.bound);
   return reason;
 }
 

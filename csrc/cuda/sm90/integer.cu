@@ -5,8 +5,9 @@
 namespace lowbit::cuda::sm90 {
 namespace {
 
-template <class Load, int Consumers, int Columns, int Stages, int Cluster>
-struct integer_tile : tile<s8_t, 1, __is_same(Load, load_int4) ? 4 : 8, Consumers, Columns, Stages, Cluster> {
+template <class Load, int Consumers, int Columns, int Stages, int Cluster, schedule Schedule = schedule::together>
+struct integer_tile
+    : tile<s8_t, 1, __is_same(Load, load_int4) ? 4 : 8, Consumers, Columns, Stages, Cluster, 0, Schedule> {
   using load = Load;
 };
 
@@ -18,6 +19,8 @@ template <class Load>
 using rows_128 = integer_tile<Load, 2, 128, 6, 2>;
 template <class Load>
 using rows_256 = integer_tile<Load, 2, 256, 4, 2>;
+template <class Load>
+using rows_256_in_turns = integer_tile<Load, 2, 256, 5, 2, schedule::in_turns>;
 
 template <class T>
 const char* common_refusal(const gemm_problem& p) {
@@ -25,7 +28,7 @@ const char* common_refusal(const gemm_problem& p) {
   if (p.x_dtype != LOWBIT_I8) return "x is not int8";
   if (!p.w.format->integer()) return "is no integer format";
   if (p.w.zero_points()) return "W has zero points: they need row sums of x";
-  return tma_refusal(p, 1);
+  return nullptr;
 }
 
 template <class T, bool grouped>
@@ -36,7 +39,7 @@ lowbit_status run(const gemm_problem& p, const device_info& device) {
   const fragment_shape& s = p.w.shape;
   a.out.column_scale = p.x_scale;
   a.out.one_column_scale = p.num_x_scales == 1;
-  a.x_zero = p.x_zero_point;
+  a.out.x_zero = p.x_zero_point;
   a.code_sums = p.w.column_sums();
   if (grouped) {
     a.w_scale = p.w.scales();
@@ -57,7 +60,7 @@ const char* refuses_whole(const gemm_problem& p, const device_info& device) {
   if (p.w.shape.groups > 1) return "scales change along K";
   if (p.w.shape.k > integer_segment) return "k is longer than a segment of 32768 columns";
   return model_refusal<T, rows_16<typename T::load>, rows_64<typename T::load>, rows_128<typename T::load>,
-                       rows_256<typename T::load>>(p, device);
+                       rows_256<typename T::load>, rows_256_in_turns<typename T::load>>(p, device);
 }
 
 template <class T>
@@ -66,10 +69,9 @@ const char* refuses_grouped(const gemm_problem& p, const device_info& device) {
   if (p.w.shape.groups == 1) return "W has one scale for all of K";
   if (p.w.shape.group_k % T::stage_k != 0) return "groups are not whole steps of 128 columns";
   if (p.w.shape.group_k > integer_segment) return "a group is longer than a segment of 32768 columns";
-  return model_refusal<T, rows_16<typename T::load>, rows_64<typename T::load>, rows_128<typename T::load>>(p, device);
+  return model_refusal<T, rows_16<typename T::load>, rows_64<typename T::load>, rows_128<typename T::load>>(p, device,
+                                                                                                            2);
 }
-
-int64_t no_workspace(const gemm_problem&, const device_info&) { return 0; }
 
 template <class T, bool grouped>
 constexpr kernel_row row(const char* name) {
@@ -80,11 +82,11 @@ constexpr kernel_row row(const char* name) {
           bit(recipe::linear),
           bit(LOWBIT_I8),
           T::columns,
-          T::consumers * 64,
+          T::strips * 64,
           T::stage_k,
           true,
           grouped ? refuses_grouped<T> : refuses_whole<T>,
-          no_workspace,
+          gather_workspace<1>,
           run<T, grouped>};
 }
 
@@ -95,6 +97,7 @@ extern const kernel_row integer_rows[] = {
     row<rows_64<load_bytes>, false>("integer_int8_sm90_64x64"),
     row<rows_128<load_bytes>, false>("integer_int8_sm90_128x128"),
     row<rows_256<load_bytes>, false>("integer_int8_sm90_256x128"),
+    row<rows_256_in_turns<load_bytes>, false>("integer_int8_sm90_256x64_in_turns"),
     row<rows_16<load_bytes>, true>("integer_int8_grouped_sm90_16x64"),
     row<rows_64<load_bytes>, true>("integer_int8_grouped_sm90_64x64"),
     row<rows_128<load_bytes>, true>("integer_int8_grouped_sm90_128x128"),
@@ -102,6 +105,7 @@ extern const kernel_row integer_rows[] = {
     row<rows_64<load_int4>, false>("integer_int4_sm90_64x64"),
     row<rows_128<load_int4>, false>("integer_int4_sm90_128x128"),
     row<rows_256<load_int4>, false>("integer_int4_sm90_256x128"),
+    row<rows_256_in_turns<load_int4>, false>("integer_int4_sm90_256x64_in_turns"),
     row<rows_16<load_int4>, true>("integer_int4_grouped_sm90_16x64"),
     row<rows_64<load_int4>, true>("integer_int4_grouped_sm90_64x64"),
     row<rows_128<load_int4>, true>("integer_int4_grouped_sm90_128x128"),

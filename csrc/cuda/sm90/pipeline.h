@@ -6,6 +6,12 @@
 //   full      completes when a stage's bytes have landed;  empty: when every consumer warpgroup has let it go
 //   tiles     output tiles go round the CTAs, all of K each: a sum never depends on m
 //
+// Schedules of the consumers:
+//   together   a tile is as many strips of W as there are warpgroups; they let go of a stage together
+//   in turns   ("ping-pong") a tile is one strip, and each of two warpgroups has its own: what one stores hides under
+//              what the other multiplies. A named barrier passes the ring on: a full barrier's parity tells a stage
+//              only from the one before it in its slot, so nobody waits for a stage while earlier ones are on the way
+//
 // Weights are A, from registers; x is B: tiles of y^T, so small m means a narrow tile, not a padded one.
 #pragma once
 
@@ -21,13 +27,19 @@ inline constexpr int box_bytes = 128;  // of K in one row of x
 
 // What a kernel's tile is. `stage_k` columns a stage are 128 bytes of x, or as many boxes of them as a fragment tile is
 // deep. ScaleBytes: the most that the scales and zero points of a strip's stage may take.
-template <class Mma, int XBytes, int WBits, int Consumers, int Columns, int Stages, int Cluster, int ScaleBytes = 0>
+enum class schedule { together, in_turns };
+
+template <class Mma, int XBytes, int WBits, int Consumers, int Columns, int Stages, int Cluster, int ScaleBytes = 0,
+          schedule Schedule = schedule::together>
 struct tile {
   using mma = Mma;
   static constexpr int x_bytes = XBytes;       // of an element of x: 1 or 2
   static constexpr int w_bits = WBits;         // of a packed code
   static constexpr int consumers = Consumers;  // warpgroups, a strip of 64 rows of W each
-  static constexpr int columns = Columns;      // rows of x
+  static constexpr bool in_turns = Schedule == schedule::in_turns;
+  static constexpr int strips = in_turns ? 1 : consumers;  // of a tile
+  static_assert(!in_turns || consumers == 2);
+  static constexpr int columns = Columns;  // rows of x
   static constexpr int stages = Stages;
   static constexpr int cluster = Cluster;  // CTAs that share rows of x, each bringing its part to all
   static constexpr int threads = (consumers + 1) * warpgroup;
@@ -41,11 +53,17 @@ struct tile {
   static constexpr int x_stage = x_box * (stage_k / box_k);
   static constexpr int strip_stage = 64 * stage_k * w_bits / 8;
   static constexpr int scale_stage = ScaleBytes;
-  static constexpr int stage_bytes = (x_stage + consumers * (strip_stage + scale_stage) + 1023) / 1024 * 1024;
+  static constexpr int stage_bytes = (x_stage + strips * (strip_stage + scale_stage) + 1023) / 1024 * 1024;
 
-  // y tile of a warpgroup on its way out: 16 rows of x at a time, 64 outputs of 2 bytes, padded against bank conflicts
+  // A warpgroup's y on its way out: up to 32 rows of x at a time, 64 outputs of 2 bytes, padded against bank conflicts.
+  // Two such buffers take turns.
+  static constexpr int out_columns = columns < 32 ? columns : 32;
   static constexpr int out_pitch = 64 * 2 + 16;
-  static constexpr int out_bytes = 32 * out_pitch;
+  static constexpr int out_buffer = out_columns * out_pitch;
+  // Numbers of the tile's columns, where a thread reads its own 16 bytes at a time: outputs.h, column_numbers.
+  static constexpr int number_pitch = columns + 16;  // bytes
+  static constexpr int number_bytes = columns > 128 ? 0 : 4 * number_pitch;
+  static constexpr int out_bytes = 2 * out_buffer + 4 * 2 * number_bytes;
 
   static constexpr int out_offset = stages * stage_bytes;
   static constexpr int barrier_offset = out_offset + consumers * out_bytes;
@@ -72,6 +90,21 @@ struct ring {
       slot = 0;
       parity ^= 1;
     }
+  }
+
+  // In turns: which of this CTA's tiles it is, and is there another.
+  int turn = 0;
+  bool more = false;
+  LOWBIT_DEVICE void skip(int steps) {  // another warpgroup's
+    const int to = slot + steps;
+    slot = to % T::stages;
+    parity ^= to / T::stages & 1;
+  }
+  LOWBIT_DEVICE void wait_turn() const {
+    if (turn > 0) barrier_sync(T::consumers + 1 + turn % 2, 2 * warpgroup);
+  }
+  LOWBIT_DEVICE void pass_turn() const {
+    if (more) barrier_arrive(T::consumers + 1 + (turn + 1) % 2, 2 * warpgroup);
   }
 };
 
@@ -130,7 +163,7 @@ LOWBIT_DEVICE void init_barriers(uint32_t shared) {
     ring<T> r(shared);
     for (int i = 0; i < T::stages; ++i, r.advance()) {
       mbarrier_init(r.full(), 1);
-      mbarrier_init(r.empty(), T::consumers * T::cluster);
+      mbarrier_init(r.empty(), T::strips * T::cluster);
     }
     fence_mbarrier_init();
   }
@@ -151,7 +184,7 @@ LOWBIT_DEVICE void produce(const operands& a, uint32_t shared) {
   for (int i = cta_index() / T::cluster; i < a.order.count(); i += num_ctas() / T::cluster) {
     int w_block, x_block;
     a.order.at(i, w_block, x_block);
-    const int first_strip = (w_block * T::cluster + rank) * T::consumers;
+    const int first_strip = (w_block * T::cluster + rank) * T::strips;
     for (int step = 0; step < a.steps; ++step, r.advance()) {
       mbarrier_wait(r.empty(), r.parity ^ 1);
       int scale_bytes = 0, zero_bytes = 0;
@@ -163,7 +196,7 @@ LOWBIT_DEVICE void produce(const operands& a, uint32_t shared) {
         scale_bytes = groups.count * a.scale_line;
         zero_bytes = a.zero_points ? groups.count * 64 : 0;
       }
-      mbarrier_expect_bytes(r.full(), T::x_stage + T::consumers * (T::strip_stage + scale_bytes + zero_bytes));
+      mbarrier_expect_bytes(r.full(), T::x_stage + T::strips * (T::strip_stage + scale_bytes + zero_bytes));
       const int row = x_block * T::columns + rank * share;
       LOWBIT_UNROLL
       for (int b = 0; b < T::stage_k / T::box_k; ++b) {
@@ -175,7 +208,7 @@ LOWBIT_DEVICE void produce(const operands& a, uint32_t shared) {
           tensor_copy(x, a.x, column, row, r.full());
       }
       LOWBIT_UNROLL
-      for (int s = 0; s < T::consumers; ++s) {
+      for (int s = 0; s < T::strips; ++s) {
         const int wanted = first_strip + s, strip = wanted < a.strips ? wanted : a.strips - 1;  // there is always one
         bulk_copy<cache::streaming>(r.strip(s), a.codes + strip * a.strip_bytes + int64_t{step} * T::strip_stage,
                                     T::strip_stage, r.full());
@@ -227,13 +260,14 @@ LOWBIT_DEVICE void hold(Sum (&sums)[Count]) {
 // This warpgroup's part of a stage.
 template <class T>
 LOWBIT_DEVICE uint32_t own_strip(const ring<T>& r) {
-  return r.strip(thread_index() / warpgroup - 1);
+  return r.strip(T::in_turns ? 0 : warp_index() / 4 - 1);
 }
 
 // All of K into one set of sums. While a stage is multiplied, the next one's fragments are loaded and decoded into the
 // other set of registers. `load(a, strip, step)` makes the fragments of a stage.
 template <class T, class Sum, class Load>
 LOWBIT_DEVICE void multiply_all(Sum (&sums)[T::columns / 2], ring<T>& r, int steps, const Load& load) {
+  if constexpr (T::in_turns) r.wait_turn();
   uint32_t even[T::products][4], odd[T::products][4];
   ring<T> behind = r;  // the stage that is multiplied and not let go yet
   const auto next = [&](uint32_t (&a)[T::products][4], int step) {
@@ -253,21 +287,23 @@ LOWBIT_DEVICE void multiply_all(Sum (&sums)[T::columns / 2], ring<T>& r, int ste
     next(odd, step + 1);
   }
   if (step < steps) next(even, step);
+  if constexpr (T::in_turns) r.pass_turn();  // every stage has come
   wgmma_wait<0>();
   hold(sums);
   release<T>(behind);
 }
 
 // K in blocks of `block` stages, each summed by the tensor core alone and then added up in fp32: `prepare(block)`
-// before a block's products, `add(sums, part)` behind them. The other warpgroups multiply meanwhile.
+// before a block's products, `add(sums, part, block)` behind them. The other warpgroups multiply meanwhile.
 template <class T, class Part, class Load, class Prepare, class Add>
 LOWBIT_DEVICE void multiply_blocks(float (&sums)[T::columns / 2], ring<T>& r, int steps, int block, const Load& load,
                                    const Prepare& prepare, const Add& add) {
   Part part[T::columns / 2];
   uint32_t a[T::products][4];
+  int index = 0, inside = 0;  // the block, and its stage
   for (int step = 0; step < steps; ++step, r.advance()) {
-    const bool first = step % block == 0, last = step % block == block - 1 || step == steps - 1;
-    if (first) prepare(step / block);
+    const bool first = inside == 0, last = ++inside == block || step == steps - 1;
+    if (first) prepare(index);
     mbarrier_wait(r.full(), r.parity);
     load(a, own_strip(r), step);
     hold(part);
@@ -275,7 +311,9 @@ LOWBIT_DEVICE void multiply_blocks(float (&sums)[T::columns / 2], ring<T>& r, in
     wgmma_wait<0>();
     hold(part);
     release<T>(r);
-    if (last) add(sums, part);
+    if (!last) continue;
+    add(sums, part, index++);
+    inside = 0;
   }
 }
 
@@ -303,6 +341,7 @@ LOWBIT_DEVICE void multiply_products(float (&sums)[T::columns / 2], ring<T>& r, 
       hold(part);
       add(sums, part, own_strip(r), step, i);
     }
+    barrier_sync(warp_index() / 4, warpgroup);  // add() of every warp has read the stage
     release<T>(r);
   }
 }

@@ -76,7 +76,6 @@ const char* codes_refusal(const gemm_problem& p) {
 template <class Shape>
 const char* refuses(const gemm_problem& p, const device_info& device) {
   if (const char* reason = codes_refusal(p)) return reason;
-  if (const char* reason = tma_refusal(p, 2)) return reason;
   if (kind_of(*p.w.format) == code_kind::int2) {
     if constexpr (Shape::any::columns > 128)
       return "two stages' fragments of 2-bit codes and the sums need more registers";
@@ -85,13 +84,11 @@ const char* refuses(const gemm_problem& p, const device_info& device) {
   return model_refusal<typename Shape::any, rows_16::any, rows_64::any, rows_128::any, rows_256::any>(p, device);
 }
 
-int64_t no_workspace(const gemm_problem&, const device_info&) { return 0; }
-
 template <class Shape>
 constexpr kernel_row row(const char* name) {
   using T = typename Shape::any;
   return {name,       LOWBIT_WEIGHT_ONLY, 90,         90,   all_recipes,    bit(LOWBIT_F16) | bit(LOWBIT_BF16),
-          T::columns, T::consumers * 64,  T::stage_k, true, refuses<Shape>, no_workspace,
+          T::columns, T::strips * 64,     T::stage_k, true, refuses<Shape>, gather_workspace<2>,
           run<Shape>};
 }
 

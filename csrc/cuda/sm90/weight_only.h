@@ -122,7 +122,7 @@ void weight_only_kernel(const LOWBIT_GRID_CONSTANT weight_only_arguments a) {
     multiply_all<T>(sums, r, a.in.steps, [&](uint32_t (&fragments)[T::products][4], uint32_t strip, int step) {
       load_weights<T>(a, fragments, strip, step, at, scales);
     });
-    store_outputs<T>(a.out, at, staging, [&](int j, int h, int c) { return sums[4 * j + 2 * h + c]; });
+    store_outputs<T>(a.out, at, staging, [&](int j, int h, int c, int32_t) { return sums[4 * j + 2 * h + c]; });
   });
 }
 
