@@ -59,7 +59,7 @@ typedef int32_t lowbit_format;
 
 typedef struct lowbit_format_info {
   const char* name;           // "int4", "mxfp4", ... as published
-  int32_t bits;               // per code: 4 or 8
+  int32_t bits;               // per code: 2, 3, 4, 5, 6 or 8
   int32_t block_n, block_k;   // weights that share a scale; 0: the caller's choice
   int32_t scale_dtype;        // a lowbit_dtype, or -1: the caller's choice of F32, F16, BF16
   int32_t has_zero_point;     // zero points are allowed
@@ -177,8 +177,9 @@ LOWBIT_API lowbit_status lowbit_encode_cuda(const lowbit_encode_args* args, void
 
 typedef enum lowbit_family {
   LOWBIT_WEIGHT_ONLY = 0,  // y = x W^T + bias in floating point, W decoded on the way
-  LOWBIT_INTEGER = 1,      // x quantized to int8, exact int32 sums, scales after; int4 and int8 weights
-  LOWBIT_FP8 = 2,          // x quantized to E4M3, sums of E4M3 products in floating point, scales after; CUDA only
+  LOWBIT_INTEGER = 1,      // x quantized to int8, exact int32 sums, scales after; integer weights
+  LOWBIT_FP8 = 2,          // x quantized to E4M3, sums of E4M3 products in floating point, scales after; weights
+                           // whose values E4M3 has; CUDA only
 } lowbit_family;
 
 typedef enum lowbit_activation {

@@ -99,13 +99,12 @@ def missing_names(
 
 def refuse_floating_point(tensors: Mapping[str, Tensor], name: str) -> None:
     """Refuses a weight that was never quantized, whatever else is missing."""
-    for stored in ("weight", "weight_packed"):
-        dtype = getattr(tensors.get(stored), "dtype", None)
-        if dtype in FLOATS:
-            raise TypeError(
-                f"{name}{stored} is {dtype_name(dtype)}: this is a floating-point checkpoint; load it into "
-                f"torch.nn.Linear and quantize that"
-            )
+    stored = [key for key in ("weight", "weight_packed") if key in tensors]  # both are wrong in another way
+    if len(stored) == 1 and (dtype := getattr(tensors[stored[0]], "dtype", None)) in FLOATS:
+        raise TypeError(
+            f"{name}{stored[0]} is {dtype_name(dtype)}: this is a floating-point checkpoint; load it into "
+            f"torch.nn.Linear and quantize that"
+        )
 
 
 def read_weight(

@@ -35,6 +35,11 @@ def test_every_public_name_is_there():
     ]
 
 
+def test_cupy_is_reached_and_hides_nothing():
+    assert python("import lowbit; print(lowbit.cupy.linear.__module__)").strip() == "lowbit.cupy"
+    assert "cupy" not in lowbit.__all__
+
+
 def test_version():
     assert lowbit.__version__ == core().version()
 

@@ -126,7 +126,7 @@ def test_leading_dimensions(name: str, lead: tuple[int, ...]) -> None:
     x = torch.randn(*lead, 256)
     codes, scale, zero_point, total = lowbit.quantize_activation(x, name, rms_norm=True, residual=x)
     assert codes.shape == (*lead, 128 if name.endswith("fp4") else 256)
-    assert scale.shape == (*lead, 256 // BLOCKS[name]) if BLOCKS.get(name) else lead
+    assert scale.shape == ((*lead, 256 // BLOCKS[name]) if BLOCKS.get(name) else lead)
     assert (zero_point is not None and zero_point.shape == lead) == (name == "int8_asymmetric")
     assert total is not None
     assert torch.equal(total, x + x)
