@@ -117,7 +117,7 @@ def quantize_(
 
     Matched layers that cannot be replaced without changing what they compute are left alone, and the report says
     why: subclasses with a forward of their own (``lowbit.nn.BitLinear`` becomes "BITNET" and nothing else),
-    parametrized weights, the output projection of ``nn.MultiheadAttention`` (which reads ``weight`` itself).
+    weights that are parametrized or that a hook computes (pruning), the output projection of ``nn.MultiheadAttention`` (which reads ``weight`` itself).
 
     Args:
         model: on the CPU; layers on the meta device become quantized layers there, to be loaded.
@@ -285,6 +285,8 @@ def _why_not(module: nn.Linear, scheme: Scheme) -> str:
         return "nn.MultiheadAttention reads its weight"
     if torch.nn.utils.parametrize.is_parametrized(module):
         return "its weight is parametrized"
+    if module._parameters.get("weight") is None:
+        return "a hook computes its weight"
     if type(module).forward not in (nn.Linear.forward, BitLinear.forward) or "forward" in vars(module):
         return f"{type(module).__name__} has a forward of its own"
     return ""

@@ -318,6 +318,8 @@ class QuantizedTensor:
 
     def to(self, device: torch.device | str) -> QuantizedTensor:
         """The same weight on another device, in canonical form; self where it is there already."""
+        if isinstance(device, torch.dtype):
+            raise TypeError(f"device is {device}: codes and scales keep their dtypes; dequantize(dtype) gives others")
         device = torch.device(device)
         if device == self.device:
             return self

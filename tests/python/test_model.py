@@ -239,6 +239,7 @@ def test_layers_that_cannot_be_replaced_are_left_and_reported():
         {
             "odd": Odd(64, 64),
             "normed": torch.nn.utils.parametrizations.weight_norm(nn.Linear(64, 64)),
+            "pruned": torch.nn.utils.prune.identity(nn.Linear(64, 64), "weight"),
             "attention": nn.MultiheadAttention(64, 2),
             "plain": nn.Linear(64, 64),
         }
@@ -248,10 +249,11 @@ def test_layers_that_cannot_be_replaced_are_left_and_reported():
     notes = {row.layer: row.note for row in report}
     assert notes["odd"] == "left as it is: Odd has a forward of its own"
     assert notes["normed"] == "left as it is: its weight is parametrized"
+    assert notes["pruned"] == "left as it is: a hook computes its weight"
     assert notes["attention.out_proj"] == "left as it is: nn.MultiheadAttention reads its weight"
     assert notes["plain"] == ""
     assert math.isnan(report["odd"].relative_error)
-    assert "1 of 4 layers quantized" in str(report)
+    assert "1 of 5 layers quantized" in str(report)
 
 
 def test_hooks_and_mode_go_over():

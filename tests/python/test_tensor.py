@@ -307,3 +307,10 @@ def test_dequantize_refuses():
     tensor.pack()
     with pytest.raises(ValueError, match="only the whole"):
         tensor.dequantize_rows(0, 2)
+
+
+def test_to_takes_devices_alone():
+    tensor = lowbit.quantize(torch.randn(8, 64), "W4A16")
+    assert tensor.to("cpu") is tensor
+    with pytest.raises(TypeError, match=r"device is torch.float16: codes and scales keep their dtypes"):
+        tensor.to(torch.float16)
