@@ -73,7 +73,7 @@ cpp-aarch64-run:
 
 # ---- lints ----
 
-CPP_FILES = $(shell find csrc include tests -name '*.h' -o -name '*.c' -o -name '*.cpp')
+CPP_FILES = $(shell find csrc include tests benchmarks -name '*.h' -o -name '*.c' -o -name '*.cpp')
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .

@@ -8,8 +8,9 @@
 //                 else 0. Sums below 2^-112 may be denormal.
 //     sm90        So where K is one group. Else scales multiply weights in x's type: r counts one more for the
 //                 product and one for a scale that is not of x's type; e8m0 and e4m3 are exact. bf16 holds scales and
-//                 weights in 2^-60 .. 2^64. fp16 holds weights up to 4094 and scales of fp4 up to 511, and adds
-//                 2^-25 sum|x| (|value - zero_point| + 1) for denormals.
+//                 weights in 2^-60 .. 2^64. fp16 x takes groups of fp16 and e4m3 scales alone (others are sm80's): it
+//                 holds weights up to 4094 and scales of fp4 up to 511, and adds 2^-25 sum|x| (|value - zero_point| +
+//                 1) for denormals.
 //   integer       the equations of gemm/contract.h to the bit.
 //   fp8           x and W in e4m3: y = to_y(fma(sum_k xq Wq, x_scale w_scale, bias)), or block by block of K where
 //                 scales are. The tensor core's own sums have fewer bits than fp32 on some chips. promoted: they are

@@ -69,7 +69,7 @@ bool is_amd() {
 constexpr bool has_bit(unsigned word, int i) { return word >> i & 1; }
 
 struct feature_table {
-  feature rows[14];
+  feature rows[15];
   feature_table() {
     const cpuid_leaf l1(1, 0), l7(7, 0), l71(7, 1);
     const uint64_t state = has_bit(l1.c, 27) ? enabled_state() : 0;
@@ -85,6 +85,7 @@ struct feature_table {
         {"avx512dq", zmm && has_bit(l7.b, 17)},
         {"avx512vl", zmm && has_bit(l7.b, 31)},
         {"avx512_vnni", zmm && has_bit(l7.c, 11)},
+        {"avx512_vbmi", zmm && has_bit(l7.c, 1)},
         {"avx512_bf16", zmm && has_bit(l71.a, 5)},
         {"fast_avx512_bf16", zmm && has_bit(l71.a, 5) && is_amd()},
         {"amx_tile", tiles},

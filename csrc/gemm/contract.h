@@ -1,10 +1,12 @@
 // What every kernel is given and what it owes. The edge (csrc/api.cpp) has checked all of it.
 //
 //   weight_only   y[m][n] = to_y( fma(sum_k x[m][k] * W[n][k], global, bias[n]) )
-//                 W[n][k] = (value - zero_point) * scale + min in fp32, rounded once; `bf16` kernels round x and W once
-//                 more, to bf16. Sums are fp32, in one order of K for every m.
+//                 W[n][k] = (value - zero_point) * scale + min in fp32, rounded once; `bf16` kernels round x once
+//                 more, to bf16, and W, unless they scale the sums of a group. Sums are fp32, in one order of K for
+//                 every m.
 //                 |y - exact| <= (K + 2) eps32 sum|x W|, plus the rounding to y; `bf16` kernels add 2^-8 sum|x W| for
-//                 the rounding of W, as much again for that of float16 x, and take denormal bf16 for zero.
+//                 the rounding of W, as much again for that of float16 x, and take denormal bf16 for zero. Where they
+//                 scale the sums, sum_k |x (value - zero_point)| must be finite, too.
 //   integer       q[m][k] = x quantized to int8 (gemm/activation.h), exact int32 within a segment of K:
 //                 s[m][n][g] = sum_{k in g} (q[m][k] - x_zero[m]) * (code[n][k] - zero_point[n][g])
 //                 y[m][n] = to_y( fma(sum_g fma(float(s), scale[n][g], .), x_scale[m], bias[n]) ), g ascending.

@@ -131,7 +131,7 @@ results multiply(const product& p, const device_weight& w, random_source& random
   const emulator::buffer<int32_t> device_zero(x_zero);
   const device_bytes device_other(other);
   device_bytes y(y_bytes);
-  if (p.in_place) y = device_bytes(bytes(other.begin(), other.begin() + static_cast<std::ptrdiff_t>(y_bytes)));
+  if (p.in_place) y.set(other.data(), y_bytes);
   a.device = LOWBIT_CUDA;
   a.weight = &d;
   a.x = device_x.data();

@@ -72,6 +72,10 @@ inline void finish_row(const gemm_problem& p, int64_t m, int64_t n, float y[pane
   const epilogue_terms& e = p.epilogue;
   if (e.function) apply_function(e.function, y);
   if (e.combination) {
+    // Rows are pages apart, so the processor's own prefetchers see no stream.
+    constexpr int64_t rows_ahead = 8;
+    const int64_t ahead = (m + rows_ahead) * e.other_stride + n;
+    __builtin_prefetch(static_cast<const uint8_t*>(e.other) + ahead * dtype_bytes(e.other_dtype));
     float other[panel_rows];
     load_floats(e.other, m * e.other_stride + n, e.other_dtype, outputs, other);
     if (e.combination == LOWBIT_ADD)
