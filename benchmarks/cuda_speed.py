@@ -157,7 +157,7 @@ def limits(replays: int) -> dict[str, float]:
     found["int8 op/s"] = 2 * 8192**3 / min(replay_times([lambda: torch._int_mm(a8, a8.T)], replays)) * 1e6
     if torch.cuda.get_device_capability() >= (8, 9):
         one, f8 = torch.ones((), device="cuda"), a.to(torch.float8_e4m3fn)
-        fast = {"out_dtype": torch.bfloat16, "use_fast_accum": True}
+        fast: dict[str, Any] = {"out_dtype": torch.bfloat16, "use_fast_accum": True}
         times = replay_times([lambda: torch._scaled_mm(f8, f8.T, one, one, **fast)], replays)
         found["fp8 op/s"] = 2 * 8192**3 / min(times) * 1e6
     return found

@@ -218,3 +218,12 @@ def test_the_build_is_short(tree: Path) -> None:
     print(*(f"{name}: {time:.0f} s" for name, time in sorted(seconds.items())), sep="\n")
     assert sum(seconds.values()) / 2 < 600
     assert max(seconds.values()) < 600
+
+
+def test_no_compiler_takes_much_memory(tree: Path) -> None:
+    """At most 4 GB a job, which is what kernels.cmake counts with."""
+    peaks = {peak.name: int(peak.read_text()) for peak in tree.glob("cuda/**/*.peak")}
+    if not peaks:
+        pytest.skip("there is no GNU time in /usr/bin to measure with")
+    print(*(f"{name}: {kilobytes / 1024:.0f} MB" for name, kilobytes in sorted(peaks.items())), sep="\n")
+    assert max(peaks.values()) < 4 * 1024**2
