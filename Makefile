@@ -43,8 +43,10 @@ CPP_TEST = $(CMAKE) -S . -B build/$@ -G Ninja -DLOWBIT_BUILD_TESTS=ON \
 cpp-test: cpp-release cpp-sanitize cpp-aarch64
 cpp-release: $(VENV)/.tools
 	$(call CPP_TEST,-DLOWBIT_CUDA=EMULATED -DCMAKE_BUILD_TYPE=Release $$($(BIN)/python build_backend/lowbit_build.py))
+# With sanitizers the instructions of AMX and AVX-VNNI are emulated: these levels are tested on every processor with
+# AVX-512, and every byte that tiles load and store is checked.
 cpp-sanitize: $(VENV)/.tools
-	$(call CPP_TEST,-DLOWBIT_CUDA=OFF -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	$(call CPP_TEST,-DLOWBIT_CUDA=OFF -DLOWBIT_EMULATE_CPU=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo \
 	  "-DCMAKE_CXX_FLAGS_RELWITHDEBINFO=-O1 -DNDEBUG" "-DLOWBIT_SANITIZE=address;undefined")
 
 # ---- C++ tests for ARM, emulated: g++-aarch64-linux-gnu, qemu-user-static ----
@@ -71,7 +73,7 @@ cpp-aarch64-run:
 
 # ---- lints ----
 
-CPP_FILES = $(shell find csrc include tests -name '*.h' -o -name '*.c' -o -name '*.cpp')
+CPP_FILES = $(shell find csrc include tests benchmarks -name '*.h' -o -name '*.c' -o -name '*.cpp')
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 from statistics import median
 from typing import Any
 
@@ -11,11 +13,31 @@ import torch
 import lowbit.info
 from lowbit._load import core
 from peers import PeerWeights
+from problems import CASES, QUICK_CASES, QUICK_ROWS, QUICK_SHAPES, ROWS, SHAPES, Problem
+
+
+def shape_of(text: str) -> tuple[int, int]:
+    """(n, k) of ``"4096x11008"``."""
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is no n x k as in 4096x11008")
+    return int(match[1]), int(match[2])
+
+
+def rows_of(text: str) -> int:
+    """How many rows: at least 1."""
+    if not re.fullmatch(r"[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of rows")
+    return int(text)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("lowbit")
     group.addoption("--quick", action="store_true", help="a few problems, one or two minutes")
+    schemes = sorted({scheme for scheme, _ in CASES})
+    group.addoption("--scheme", action="append", choices=schemes, help="these alone: --scheme W4A16 --scheme W8A8")
+    group.addoption("--shape", action="append", type=shape_of, help="these alone, any n x k: --shape 4096x11008")
+    group.addoption("--m", action="append", type=rows_of, help="these numbers of rows: --m 1 --m 64")
     group.addoption(
         "--rotate-mib", type=int, default=512, help="weights that are read in turn, to keep them cold (default: 512)"
     )
@@ -23,10 +45,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "problem" in metafunc.fixturenames:
-        from problems import CASES, QUICK_CASES, QUICK_ROWS, QUICK_SHAPES, ROWS, SHAPES, Problem
-
         quick = metafunc.config.getoption("quick")
         cases, shapes, rows = (QUICK_CASES, QUICK_SHAPES, QUICK_ROWS) if quick else (CASES, SHAPES, ROWS)
+        option = metafunc.config.getoption
+        if option("scheme"):
+            cases = [case for case in CASES if case[0] in option("scheme")]
+        shapes, rows = option("shape") or shapes, option("m") or rows
         problems = [
             Problem(scheme, getattr(torch, x_dtype), n, k, m)
             for n, k in shapes

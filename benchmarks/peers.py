@@ -16,11 +16,21 @@ import torch.nn.functional as F
 from problems import Problem
 from timing import Call, Contestant, num_copies
 
+# Extras: pip install lowbit[bench]
 try:
     import onnx
     import onnxruntime
-except ImportError:  # an extra: pip install lowbit[bench]
+except ImportError:
     onnxruntime = None
+try:
+    import openvino
+    from openvino import opset13
+except ImportError:
+    openvino = None
+try:
+    import bitsandbytes
+except ImportError:
+    bitsandbytes = None
 
 GROUP = 128
 
@@ -184,6 +194,77 @@ class _Session:
         return self._y
 
 
+# ---- OpenVINO ----
+
+
+def _compressed_model(w: torch.Tensor, bits: int, dynamic: bool) -> Callable[[], Any]:
+    """X [m, k] float32 by W in i4 (groups of 128) or i8 (a scale for an output), decompressed as NNCF writes it."""
+    n, k = w.shape
+    codes, scales = _quantize(w, bits, GROUP if bits == 4 else k)
+    codes = codes.to(torch.int8).reshape(n, scales.shape[1], -1)
+    shape = list(codes.shape)
+    if bits == 4:
+        codes = codes.to(torch.uint8) & 15
+        codes = codes[..., 0::2] | codes[..., 1::2] << 4
+    data = codes.contiguous().numpy()  # constants share its memory
+    options = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32" if dynamic else "bf16",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(GROUP) if dynamic else "0",
+    }
+
+    def compile() -> Any:
+        kind = openvino.Type.i4 if bits == 4 else openvino.Type.i8
+        values = opset13.convert(opset13.constant(openvino.Tensor(data, shape, kind)), openvino.Type.f16)
+        scaled = opset13.multiply(values, opset13.constant(scales[..., None].half().numpy()))
+        weight = opset13.convert(opset13.reshape(scaled, [n, k], False), openvino.Type.f32)
+        x = opset13.parameter([-1, k], openvino.Type.f32)
+        model = openvino.Model([opset13.matmul(x, weight, False, True)], [x])
+        return openvino.Core().compile_model(model, "CPU", options)
+
+    return compile
+
+
+class _Request:
+    """An inference request with its input and output bound, as a call."""
+
+    def __init__(self, compiled: Any, x: torch.Tensor) -> None:
+        self._x = x.float().numpy()
+        self._y = torch.empty(x.shape[0], compiled.outputs[0].partial_shape[1].get_length())
+        self._request = compiled.create_infer_request()
+        self._request.set_input_tensor(openvino.Tensor(self._x, shared_memory=True))
+        self._request.set_output_tensor(openvino.Tensor(self._y.numpy(), shared_memory=True))
+
+    def __call__(self) -> torch.Tensor:
+        self._request.infer()
+        return self._y
+
+
+# ---- bitsandbytes ----
+
+
+def _prepare_nf4(w: torch.Tensor) -> Callable[[], Any]:
+    def clone() -> Any:
+        n, k = w.shape
+        layer = bitsandbytes.nn.Linear4bit(k, n, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4")
+        layer.weight = bitsandbytes.nn.Params4bit(w.bfloat16(), requires_grad=False, quant_type="nf4")
+        return layer.to("cpu").eval()
+
+    return clone
+
+
+def _bind_nf4(layer: Any, x: torch.Tensor) -> Call:
+    x = x.bfloat16()
+
+    def call() -> torch.Tensor:
+        with torch.no_grad():
+            y: torch.Tensor = layer(x)
+        return y
+
+    return call
+
+
 # ---- the list ----
 
 
@@ -221,6 +302,23 @@ if onnxruntime is not None:
         for bits, serves in ((4, INT4), (8, INT8))
         for level in (0, 1, 4)
     ]
+if openvino is not None:  # `dynamic`: x is quantized to int8 on the fly
+    PEERS += [
+        Peer(
+            f"OpenVINO {bits}-bit{' dynamic' if dynamic else ''}",
+            serves,
+            lambda w, bits=bits, dynamic=dynamic: _compressed_model(w, bits, dynamic),
+            lambda nk, bits=bits: nk * bits // 8,
+            _Request,
+            0.3 if bits == 4 else 0.05,
+        )
+        for bits, serves in ((4, INT4), (8, INT8))
+        for dynamic in (False, True)
+    ]
+if bitsandbytes is not None:
+    PEERS.append(
+        Peer("bitsandbytes NF4", _scheme("NF4", "NF4_DQ"), _prepare_nf4, lambda nk: nk * 9 // 16, _bind_nf4, 0.3)
+    )
 
 
 class PeerWeights:

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 import lowbit
 from timing import Contestant, num_copies
 
-SHAPES = [(4096, 4096), (11008, 4096), (4096, 11008)]  # (n, k) of a 7B model's projections
-ROWS = [1, 4, 16, 64, 256, 1024]  # m
+SHAPES = [(4096, 4096), (11008, 4096), (4096, 11008), (32000, 4096)]  # (n, k) of a 7B model's projections, its head
+ROWS = [1, 4, 16, 64, 256, 1024]  # m: decode, prefill
 
 TOO_SLOW_SECONDS = 2.0  # for a call: the scalar reference on a large problem is right, and nothing to time
 

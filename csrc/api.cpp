@@ -20,6 +20,53 @@ lowbit_status bad_format(lowbit_format format) {
   return fail(LOWBIT_INVALID_VALUE, "format %d: there are %d", format, num_formats());
 }
 
+namespace {
+
+lowbit_status check_epilogue(const lowbit_gemm_args& a, int64_t n) {
+  if (a.function < LOWBIT_IDENTITY || a.function > LOWBIT_RELU)
+    return fail(LOWBIT_INVALID_VALUE, "function %d: identity, silu, gelu, gelu_tanh or relu (0 to 4)", a.function);
+  if (a.combination < LOWBIT_ALONE || a.combination > LOWBIT_MULTIPLY)
+    return fail(LOWBIT_INVALID_VALUE, "combination %d: alone, add or multiply (0 to 2)", a.combination);
+  if (a.combination == LOWBIT_ALONE) {
+    if (a.other) return fail(LOWBIT_INVALID_VALUE, "other is given: say whether to add it or to multiply by it");
+    return LOWBIT_OK;
+  }
+  if (!is_float_dtype(a.other_dtype))
+    return fail(LOWBIT_INVALID_TYPE, "other is %s: float32, float16 or bfloat16", dtype_name(a.other_dtype));
+  if (a.other_stride < n && a.m > 1)
+    return fail(LOWBIT_INVALID_VALUE, "rows of other are %lld elements apart: a row has %lld",
+                static_cast<long long>(a.other_stride), static_cast<long long>(n));
+  return LOWBIT_OK;
+}
+
+// Whether some element of other shares bytes with another one of y.
+bool overlap(const lowbit_gemm_args& a, int64_t n) {
+  const int64_t y_size = dtype_bytes(a.y_dtype), other_size = dtype_bytes(a.other_dtype);
+  const int64_t y_row = a.y_stride * y_size, other_row = a.other_stride * other_size;
+  const bool same_rows = a.m == 1 || y_row == other_row;
+  if (a.other == a.y && y_size == other_size && same_rows) return false;
+  const int64_t distance = static_cast<int64_t>(reinterpret_cast<uintptr_t>(a.other)) -
+                           static_cast<int64_t>(reinterpret_cast<uintptr_t>(a.y));
+  if (distance >= (a.m - 1) * y_row + n * y_size || -distance >= (a.m - 1) * other_row + n * other_size) return false;
+  if (a.m == 1 || !same_rows) return true;
+  const int64_t across = (distance % y_row + y_row) % y_row;  // columns of one matrix, side by side, do not
+  return across < n * y_size || across + n * other_size > y_row;
+}
+
+}  // namespace
+
+lowbit_status check_other(const lowbit_gemm_args& a, int64_t n) {
+  if (a.combination == LOWBIT_ALONE || a.m == 0) return LOWBIT_OK;
+  if (!a.other) return fail(LOWBIT_INVALID_VALUE, "other is NULL: combination %d needs it", a.combination);
+  if (overlap(a, n))
+    return fail(LOWBIT_INVALID_VALUE,
+                "other at %p overlaps y at %p (%lld rows of %lld, %lld and %lld elements apart): it must be y, element "
+                "for element, or share nothing with it",
+                a.other, a.y, static_cast<long long>(a.m), static_cast<long long>(n),
+                static_cast<long long>(a.other_stride), static_cast<long long>(a.y_stride));
+  return LOWBIT_OK;
+}
+
 lowbit_status check_gemm(const lowbit_gemm_args& a, const format_row& format, int64_t n, int64_t k) {
   if (a.family < LOWBIT_WEIGHT_ONLY || a.family > LOWBIT_FP8)
     return fail(LOWBIT_INVALID_VALUE, "family %d: weight_only, integer or fp8 (0 to 2)", a.family);
@@ -42,9 +89,10 @@ lowbit_status check_gemm(const lowbit_gemm_args& a, const format_row& format, in
     return fail(LOWBIT_INVALID_TYPE, "y is %s: float32, float16 or bfloat16", dtype_name(a.y_dtype));
   if (a.bias && !is_float_dtype(a.bias_dtype))
     return fail(LOWBIT_INVALID_TYPE, "bias is %s: float32, float16 or bfloat16", dtype_name(a.bias_dtype));
+  if (const lowbit_status status = check_epilogue(a, n)) return status;
   if (a.family == LOWBIT_WEIGHT_ONLY) return LOWBIT_OK;
   if (a.family == LOWBIT_INTEGER && !format.integer())
-    return fail(LOWBIT_INVALID_VALUE, "%s weights have no integer product: only int4 and int8 do", format.name);
+    return fail(LOWBIT_INVALID_VALUE, "%s weights have no integer product: those of integer formats do", format.name);
   if (a.activation < LOWBIT_DYNAMIC_SYMMETRIC || a.activation > LOWBIT_STATIC)
     return fail(LOWBIT_INVALID_VALUE, "activation %d: dynamic symmetric, dynamic asymmetric or static (0 to 2)",
                 a.activation);
@@ -67,6 +115,7 @@ lowbit_status check_gemm(const lowbit_gemm_args& a, const format_row& format, in
 namespace {
 
 lowbit_status check_static_scales(const gemm_problem& p) {
+  if (!p.x_scale && p.num_x_scales) return fail(LOWBIT_INVALID_VALUE, "x_scale is NULL: static activations need it");
   for (int64_t i = 0; i < p.num_x_scales; ++i) {
     if (!(p.x_scale[i] > 0) || !std::isfinite(p.x_scale[i]))
       return fail(LOWBIT_INVALID_VALUE, "activation scale %lld is %g: it must be positive and finite",
@@ -222,7 +271,9 @@ lowbit_status lowbit_gemm(const lowbit_gemm_args* a) {
   p.x_zero_point = a->x_zero_point;
   p.num_x_scales = a->num_x_scales;
   p.parallel = a->parallel;
+  p.epilogue = epilogue_terms::of(*a);
   if (const lowbit_status status = api::check_gemm(*a, *p.w.format, p.w.shape.n, p.w.shape.k)) return status;
+  if (const lowbit_status status = api::check_other(*a, p.w.shape.n)) return status;
   if (a->family == LOWBIT_FP8) return fail(LOWBIT_UNSUPPORTED, "fp8 products run on CUDA devices alone");
   if (a->family == LOWBIT_INTEGER && p.activation == LOWBIT_STATIC)
     if (const lowbit_status status = check_static_scales(p)) return status;

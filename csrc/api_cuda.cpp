@@ -2,6 +2,7 @@
 #include "api.h"
 
 #include "cuda/sm80/convert.h"
+#include "cuda/sm80/finish.h"
 #include "cuda/sm80/quantize.h"
 #include "cuda/sm80/weights.h"
 #include "dispatch/cuda.h"
@@ -99,14 +100,14 @@ namespace {
 
 constexpr int64_t workspace_alignment = 256;
 
-// What a product runs: a conversion of x where no kernel takes its dtype, and a kernel. The workspace is x converted,
-// its scales and zero points, then what the kernel wants.
+// What a product runs: a conversion of x where no kernel takes its dtype, a kernel, and what finishes its sums where
+// there is an epilogue. The workspace is x converted, its scales and zero points, the sums, then what the kernel wants.
 struct plan {
   cuda::device_info device;
   cuda::gemm_problem problem;  // as the kernel gets it, but for pointers into the workspace
   const cuda::kernel_row* kernel;
-  bool converts;
-  int64_t scales_at, zero_points_at, kernel_at, workspace_bytes;
+  bool converts, finishes, sums_apart;  // sums_apart: in the workspace, not in y
+  int64_t scales_at, zero_points_at, sums_at, kernel_at, workspace_bytes;
 };
 
 cuda::packed_weight weight_of(const lowbit_weight& w, const void* packed) {
@@ -165,9 +166,9 @@ lowbit_status make_plan(const lowbit_gemm_args& a, plan* out) {
   p.accumulate = static_cast<cuda::accumulation>(a.accumulation);
   p.stream = a.stream;
   if (a.m > 0) {
+    const auto next = [](int64_t at, int64_t bytes) { return round_up(at + bytes, workspace_alignment); };
     plan.converts = p.x_dtype != a.x_dtype;
     if (plan.converts) {
-      const auto next = [](int64_t at, int64_t bytes) { return round_up(at + bytes, workspace_alignment); };
       const bool dynamic = a.activation != LOWBIT_STATIC, integer = a.family == LOWBIT_INTEGER;
       const int64_t scales = a.m * (a.x_group ? ceil_div(w.k, a.x_group) : 1);
       p.x_stride = round_up(w.k, 16);  // rows begin at whole 16 bytes
@@ -179,6 +180,15 @@ lowbit_status make_plan(const lowbit_gemm_args& a, plan* out) {
         p.activation = LOWBIT_STATIC;
         p.num_x_scales = scales;
       }
+    }
+    plan.finishes = epilogue_terms::of(a).any();
+    // `other` may be y, which is no place for sums then. (Pointers may be unknown here.)
+    plan.sums_apart = plan.finishes && (a.y_dtype != LOWBIT_F32 || a.combination != LOWBIT_ALONE);
+    if (plan.sums_apart) {
+      p.y_dtype = LOWBIT_F32;
+      p.y_stride = round_up(w.n, 4);  // rows begin at whole 16 bytes
+      plan.sums_at = plan.kernel_at;
+      plan.kernel_at = next(plan.sums_at, a.m * p.y_stride * 4);
     }
     plan.kernel = cuda::select_kernel(a.family, p, plan.device);
     if (!plan.kernel) return none_runs(a.family, plan);
@@ -240,6 +250,14 @@ lowbit_status convert(const lowbit_gemm_args& a, plan& plan, uint8_t* workspace)
   return LOWBIT_UNSUPPORTED;
 }
 
+lowbit_status finish(const lowbit_gemm_args& a, const plan& plan) {
+  const cuda::gemm_problem& p = plan.problem;
+  const cuda::sm80::finish_problem f{a.m,       p.w.shape.n, static_cast<const float*>(p.y), p.y_stride, a.y,
+                                     a.y_dtype, a.y_stride,  epilogue_terms::of(a)};
+  if constexpr (cuda::built) return cuda::sm80::finish(f, a.stream);
+  return LOWBIT_UNSUPPORTED;
+}
+
 }  // namespace
 
 lowbit_status lowbit_gemm_workspace(const lowbit_gemm_args* args, size_t* bytes) {
@@ -255,6 +273,7 @@ lowbit_status api::gemm_cuda(const lowbit_gemm_args& a) {
   plan plan;
   if (const lowbit_status status = make_plan(a, &plan)) return status;
   if (a.m == 0) return LOWBIT_OK;
+  if (const lowbit_status status = check_other(a, plan.problem.w.shape.n)) return status;
   if (a.workspace_bytes < static_cast<size_t>(plan.workspace_bytes))
     return fail(LOWBIT_INVALID_VALUE, "workspace has %zu bytes: %lld are needed (lowbit_gemm_workspace)",
                 a.workspace_bytes, static_cast<long long>(plan.workspace_bytes));
@@ -265,7 +284,9 @@ lowbit_status api::gemm_cuda(const lowbit_gemm_args& a) {
   if (plan.converts)
     if (const lowbit_status status = convert(a, plan, workspace)) return status;
   plan.problem.workspace = workspace + plan.kernel_at;
-  return plan.kernel->run(plan.problem, plan.device);
+  if (plan.sums_apart) plan.problem.y = workspace + plan.sums_at;
+  if (const lowbit_status status = plan.kernel->run(plan.problem, plan.device)) return status;
+  return plan.finishes ? finish(a, plan) : LOWBIT_OK;
 }
 
 lowbit_status api::quantize_cuda(const quantize_problem& problem, void* stream) {

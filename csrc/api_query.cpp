@@ -98,6 +98,13 @@ lowbit_status lowbit_explain(const lowbit_problem* problem,
                              void (*visit)(void* context, int32_t kernel, int32_t chosen, const char* reason),
                              void* context) {
   if (problem->format < 0 || problem->format >= num_formats()) return api::bad_format(problem->format);
+  if (problem->m < 0 || problem->n < 1 || problem->k < 1 || problem->group_k < 1 || problem->group_n < 0)
+    return fail(LOWBIT_INVALID_VALUE,
+                "m = %lld, n = %lld, k = %lld, groups of %lld x %lld: m and group_n at least 0, "
+                "the others at least 1",
+                static_cast<long long>(problem->m), static_cast<long long>(problem->n),
+                static_cast<long long>(problem->k), static_cast<long long>(problem->group_n),
+                static_cast<long long>(problem->group_k));
   if (problem->device == LOWBIT_CUDA) return explain_cuda(*problem, visit, context);
   return explain_cpu(*problem, visit, context);
 }

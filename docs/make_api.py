@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import lowbit
+import lowbit.canonical
 import lowbit.checkpoints
 import lowbit.checkpoints.compressed_tensors
 import lowbit.checkpoints.gguf_blocks
@@ -31,7 +32,7 @@ ITEM = re.compile(r"([\w\[\], .*]+?): (.*)", re.DOTALL)
 PAGE: list[tuple[str, list[Any]]] = [
     (
         "Quantizing",
-        [lowbit.quantize, lowbit.Scheme, lowbit.QuantizedTensor, lowbit.tensor.Canonical, lowbit.relative_error],
+        [lowbit.quantize, lowbit.Scheme, lowbit.QuantizedTensor, lowbit.canonical.Canonical, lowbit.relative_error],
     ),
     ("Scale rules", list(lowbit.quantizers.rules.RULES.values())),
     ("Multiplying", [lowbit.linear, lowbit.quantize_activation, lowbit.QuantizedActivation]),

@@ -1,4 +1,4 @@
-# What the pybind11 module csrc/python/module.cpp offers to Python.
+# What the pybind11 module of csrc/python offers to Python.
 #
 # Its arrays are NumPy's, CPU arrays of any library with __dlpack__, or buffers; results are NumPy arrays, those of
 # bfloat16 by ml_dtypes. num_threads=0: all that this process may run on.

@@ -29,6 +29,7 @@ _PUBLIC = {
     "Report": ("lowbit.model", "Report"),
     "Scheme": ("lowbit.quantizers.scheme", "Scheme"),
     "checkpoints": ("lowbit.checkpoints", ""),
+    "cupy": ("lowbit.cupy", ""),  # not in __all__: `from lowbit import *` must not hide CuPy
     "explain": ("lowbit.info", "explain"),
     "formats": ("lowbit.formats", ""),
     "info": ("lowbit.info", ""),

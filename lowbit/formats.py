@@ -98,9 +98,9 @@ class Format:
 
     @cached_property
     def fits_e4m3(self) -> bool:
-        """Every finite value is one of e4m3's, and the format is no integer one: ``"fp8"`` activations multiply it."""
+        """Every finite value is one of e4m3's: ``"fp8"`` activations multiply it, where there is a kernel."""
         finite = self.values[self.values.isfinite()]
-        return not self.integer and torch.equal(finite.to(torch.float8_e4m3fn).float(), finite)
+        return torch.equal(finite.to(torch.float8_e4m3fn).float(), finite)
 
     @cached_property
     def first_bad_code(self) -> int | None:
@@ -169,10 +169,17 @@ def pack_codes(numbers: torch.Tensor, bits: int) -> torch.Tensor:
     A row is a little-endian stream of bits: number 0 is in the low bits of byte 0, and one that does not fit into a
     byte goes on in the low bits of the next. So are compressed-tensors' int32 words (``pack_to_int32``, 1 to 8 bits).
     """
+    if bits == 8:
+        return numbers
     rows, columns = numbers.shape
-    eights = torch.nn.functional.pad(numbers, (0, -columns % 8)).view(rows, -1, 8).long()
-    words = (eights << _shifts(bits, numbers.device)).sum(-1)  # sums of disjoint bits
-    octets = words.view(torch.uint8).view(rows, -1, 8)[..., :bits]
+    if bits == 4:
+        numbers = torch.nn.functional.pad(numbers, (0, columns % 2))
+        return numbers[:, ::2] | numbers[:, 1::2] << 4
+    eights = torch.nn.functional.pad(numbers, (0, -columns % 8)).view(rows, -1, 8)  # eight codes are `bits` bytes
+    words = torch.zeros(eights.shape[:2], dtype=torch.int64, device=numbers.device)
+    for i in range(8):
+        words |= eights[:, :, i].long() << bits * i
+    octets = words.view(torch.uint8).view(eights.shape)[..., :bits]
     return octets.reshape(rows, -1)[:, : -(-columns * bits // 8)]
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lowbit.formats import FLOATS, describe_shape, dtype_name
-from lowbit.ops import ops
+from lowbit.ops import FUNCTIONS, ops
 from lowbit.tensor import QuantizedTensor
 
 
@@ -24,10 +24,17 @@ def linear(
     x_group: int | None = None,
     accum: str = "promoted",
     out_dtype: torch.dtype | None = None,
+    activation_function: str | None = None,
+    multiply: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """As ``torch.nn.functional.linear`` with a quantized weight: y = x W^T + bias.
 
-    Differentiable in x and bias; with ``activation="int8"`` the rounding of x is passed straight through.
+    With an epilogue y = f(x W^T + bias) * multiply, or f(x W^T + bias) + residual, in fp32 and rounded once:
+    ``activation_function="silu", multiply=up`` is a gated MLP's first half, ``residual=hidden`` its last step.
+
+    Differentiable in x, bias, multiply and residual; with ``activation="int8"`` the rounding of x is passed straight
+    through.
 
     Args:
         x: [..., k] float32, float16 or bfloat16, any strides; int8 with ``activation="int8"`` and ``x_scale``.
@@ -35,7 +42,7 @@ def linear(
             tensor is taken for a packed weight: uint8 [packed bytes].
         bias: [n] float32, float16 or bfloat16.
         activation: None multiplies in floating point. ``"int8"`` (integer weights) quantizes x and sums integers
-            exactly. ``"fp8"`` (fp8 and fp4 weights, CUDA devices) quantizes x to e4m3.
+            exactly. ``"fp8"`` (fp8, fp4 and int4 weights, CUDA devices) quantizes x to e4m3.
         symmetric: False gives every row of x a zero point as well. Only ``activation="int8"`` without ``x_scale``.
         x_scale: None: every row of x gets a scale of its own. Else the static scale of x, one number or one for
             each row ([1] or [rows]), positive: x = (q - x_zero_point) * x_scale.
@@ -46,6 +53,10 @@ def linear(
             which adds with fewer bits. Only ``activation="fp8"``.
         out_dtype: float32, float16 or bfloat16; None: x's (float32 where x is int8 or e4m3), or autocast's. Only with
             an ``activation``.
+        activation_function: f: ``"silu"``, ``"gelu"``, ``"gelu_tanh"`` (``torch.nn.functional.gelu`` with
+            ``approximate="tanh"``), ``"relu"``, or None. Errors in ulp: csrc/gemm/epilogue.h.
+        multiply, residual: one of them, [..., n] as the result, float32, float16 or bfloat16, any strides; nothing is
+            broadcast.
 
     Returns:
         [..., n].
@@ -63,6 +74,9 @@ def linear(
     quantized = None if x_scale is None or activation is None else _QUANTIZED[activation]
     check_activation(x, k, packed.device, quantized)
     check_bias(bias, n, packed.device)
+    epilogue: tuple[Any, ...] = ()
+    if activation_function is not None or multiply is not None or residual is not None:
+        epilogue = checked_epilogue(x, n, activation_function, multiply, residual)
     if activation is None:
         given = [
             name
@@ -78,10 +92,12 @@ def linear(
         ]
         if given:
             raise ValueError(f"{', '.join(given)}: only activation='int8' or 'fp8' takes this")
-        result: Tensor = ops.weight_only(x, packed, bias, n, weight.description)
+        result: Tensor = ops.weight_only(x, packed, bias, n, weight.description, *epilogue)
         return result
     if activation == "fp8":
-        return _linear_fp8(x, weight, packed, bias, symmetric, x_scale, x_zero_point, x_group, accum, out_dtype)
+        return _linear_fp8(
+            x, weight, packed, bias, symmetric, x_scale, x_zero_point, x_group, accum, out_dtype, epilogue
+        )
     if x_group is not None or accum != "promoted":
         raise ValueError("x_group, accum: only activation='fp8' takes this")
     if not weight.format.integer:
@@ -91,7 +107,9 @@ def linear(
     scale = zero_point = None
     if x_scale is not None:
         scale, zero_point = static_scale(x_scale, x_zero_point, packed.device, x.numel() // k)
-    return integer(x, packed, bias, n, scale, zero_point, symmetric, out_dtype, torch.float32, weight.description)
+    return integer(
+        x, packed, bias, n, scale, zero_point, symmetric, out_dtype, torch.float32, weight.description, epilogue
+    )
 
 
 def _linear_fp8(
@@ -105,6 +123,7 @@ def _linear_fp8(
     x_group: int | None,
     accum: str,
     out_dtype: torch.dtype | None,
+    epilogue: tuple[Any, ...],
 ) -> Tensor:
     if not weight.format.fits_e4m3:
         raise ValueError(f"activation is 'fp8': it needs a weight whose values e4m3 has, not {weight.format.name}")
@@ -123,7 +142,9 @@ def _linear_fp8(
         scale, _ = static_scale(x_scale, None, packed.device, numbers)
         if x_group and scale.numel() != numbers:
             raise ValueError(f"x_scale has {scale.numel()} numbers: with x_group it must have {numbers}")
-    return fp8(x, packed, bias, weight.shape[0], scale, x_group, accum, out_dtype, torch.float32, weight.description)
+    return fp8(
+        x, packed, bias, weight.shape[0], scale, x_group, accum, out_dtype, torch.float32, weight.description, epilogue
+    )
 
 
 def fp8(
@@ -137,10 +158,11 @@ def fp8(
     out_dtype: torch.dtype | None,
     fp8_out_dtype: torch.dtype,
     description: str | None,
+    epilogue: tuple[Any, ...] = (),
 ) -> Tensor:
     """The ``fp8`` op, its result in ``out_dtype``, else in x's dtype, else (x is e4m3) in ``fp8_out_dtype``."""
     dtype = _out_dtype(x, out_dtype, fp8_out_dtype)
-    result: Tensor = ops.fp8(x, packed, bias, n, x_scale, x_group or 0, accum == "fast", dtype, description)
+    result: Tensor = ops.fp8(x, packed, bias, n, x_scale, x_group or 0, accum == "fast", dtype, description, *epilogue)
     return result
 
 
@@ -155,10 +177,11 @@ def integer(
     out_dtype: torch.dtype | None,
     int8_out_dtype: torch.dtype,
     description: str | None,
+    epilogue: tuple[Any, ...] = (),
 ) -> Tensor:
     """The ``integer`` op, its result in ``out_dtype``, else in x's dtype, else (x is int8) in ``int8_out_dtype``."""
     dtype = _out_dtype(x, out_dtype, int8_out_dtype)
-    result: Tensor = ops.integer(x, packed, bias, n, x_scale, x_zero_point, symmetric, dtype, description)
+    result: Tensor = ops.integer(x, packed, bias, n, x_scale, x_zero_point, symmetric, dtype, description, *epilogue)
     return result
 
 
@@ -220,6 +243,36 @@ def check_bias(bias: Any, n: int, device: torch.device) -> None:
         raise ValueError(f"bias is {describe_shape(tuple(bias.shape))}: it must be [{n}], one for each output")
     if bias.device != device:
         raise ValueError(f"bias is on {bias.device}, the weight on {device}: they must be on one device")
+
+
+def checked_epilogue(
+    x: Tensor, n: int, function: str | None, multiply: Tensor | None, residual: Tensor | None
+) -> tuple[str | None, Tensor | None, Tensor | None]:
+    """The last arguments of the ops: function, multiply, residual.
+
+    Raises:
+        TypeError, ValueError: what is wrong with them.
+    """
+    if function is not None and function not in FUNCTIONS:
+        raise ValueError(f"activation_function is {function!r}: it must be None, {', '.join(map(repr, FUNCTIONS))}")
+    if multiply is not None and residual is not None:
+        raise ValueError("multiply and residual: only one of them can be given")
+    name, other = ("multiply", multiply) if multiply is not None else ("residual", residual)
+    if other is None:
+        return function, None, None
+    if not isinstance(other, Tensor):
+        raise TypeError(f"{name} is a {type(other).__name__}: it must be a torch.Tensor or None")
+    if other.dtype not in FLOATS:
+        raise TypeError(f"{name} is {dtype_name(other.dtype)}: it must be float32, float16 or bfloat16")
+    shape = (*x.shape[:-1], n)
+    if tuple(other.shape) != shape:
+        raise ValueError(
+            f"{name} is {describe_shape(tuple(other.shape))}: it must be {describe_shape(shape)} as the result, "
+            "nothing is broadcast"
+        )
+    if other.device != x.device:
+        raise ValueError(f"{name} is on {other.device}, x on {x.device}: they must be on one device")
+    return function, multiply, residual
 
 
 def static_scale(

@@ -37,10 +37,12 @@ class Explanation:
     Attributes:
         problem: the problem in words.
         candidates: every kernel of the family, best first.
+        nothing: why there is none, or nothing.
     """
 
     problem: str
     candidates: tuple[Candidate, ...]
+    nothing: str = ""
 
     @property
     def kernel(self) -> str | None:
@@ -53,7 +55,7 @@ class Explanation:
             f"  {'->' if row.chosen else '  '} {row.kernel.ljust(width)}  {'chosen' if row.chosen else row.reason}"
             for row in self.candidates
         ]
-        return "\n".join((self.problem, *lines))
+        return "\n".join((self.problem, *lines)) if lines else f"{self.problem}\n  none: {self.nothing}"
 
 
 def explain(
@@ -123,6 +125,7 @@ def explain(
     return Explanation(
         f"{family} {scheme.format}: m = {m}, n = {n}, k = {k}, groups of {group_k}, {dtype} activations, {on}",
         tuple(Candidate(row["kernel"], bool(row["chosen"]), "" if row["chosen"] else row["reason"]) for row in rows),
+        "" if rows else core().cuda()["problem"] if where == "cuda" else f"the CPU has no {family} kernel",
     )
 
 

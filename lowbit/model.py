@@ -117,7 +117,7 @@ def quantize_(
 
     Matched layers that cannot be replaced without changing what they compute are left alone, and the report says
     why: subclasses with a forward of their own (``lowbit.nn.BitLinear`` becomes "BITNET" and nothing else),
-    parametrized weights, the output projection of ``nn.MultiheadAttention`` (which reads ``weight`` itself).
+    weights that are parametrized or that a hook computes (pruning), the output projection of ``nn.MultiheadAttention`` (which reads ``weight`` itself).
 
     Args:
         model: on the CPU; layers on the meta device become quantized layers there, to be loaded.
@@ -140,8 +140,12 @@ def quantize_(
     if isinstance(model, nn.Linear):  # it has no parent to put its replacement in
         raise ValueError("the model is itself a layer: use lowbit.nn.Linear.from_float(model, scheme)")
     schemes = _schemes(scheme, targets, choices)
-    ignore = [ignore] if isinstance(ignore, str) else list(ignore)
-    matches = _matches(model, schemes, ignore)
+    ignored = _patterns(ignore, "ignore")
+    matches = _matches(model, schemes, ignored)
+    static = {name for name, _, layer_scheme in matches if not layer_scheme.activation_dynamic}
+    for name in input_scales or {}:
+        if name not in static:
+            raise ValueError(f"input_scales has {name!r}: no layer of that name gets a scheme with static activations")
     shared = _shared_parameters(model, {id(module) for _, module, _ in matches})
 
     made: dict[int, Linear] = {}  # by id of the float layer
@@ -222,13 +226,31 @@ def _schemes(
         pairs = [(target, Scheme.of(value, **choices)) for target, value in scheme.items()]
     else:
         chosen = Scheme.of(scheme, **choices)
-        pairs = [(target, chosen) for target in ([targets] if isinstance(targets, str) else targets)]
-    for target, _ in pairs:
-        if not isinstance(target, str):
-            raise TypeError(f"target is {target!r}: it must be a class name, a module name or 're:' and an expression")
+        pairs = [(target, chosen) for target in _patterns(targets, "targets")]
+    _patterns([target for target, _ in pairs], "targets")
     if not pairs:
         raise ValueError("there are no targets")
     return pairs
+
+
+def _patterns(patterns: str | Iterable[str], what: str) -> list[str]:
+    """Class names, module names and expressions, checked."""
+    if isinstance(patterns, str):
+        patterns = [patterns]
+    elif not isinstance(patterns, Iterable):
+        raise TypeError(f"{what} is {patterns!r}: it must be a name or several")
+    patterns = list(patterns)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(
+                f"{what} has {pattern!r}: it must be a class name, a module name or 're:' and an expression"
+            )
+        if pattern.startswith("re:"):
+            try:
+                re.compile(pattern.removeprefix("re:"))
+            except re.error as error:
+                raise ValueError(f"{what} has {pattern!r}, which is no regular expression: {error}") from None
+    return patterns
 
 
 def _matches(
@@ -263,6 +285,8 @@ def _why_not(module: nn.Linear, scheme: Scheme) -> str:
         return "nn.MultiheadAttention reads its weight"
     if torch.nn.utils.parametrize.is_parametrized(module):
         return "its weight is parametrized"
+    if module._parameters.get("weight") is None:
+        return "a hook computes its weight"
     if type(module).forward not in (nn.Linear.forward, BitLinear.forward) or "forward" in vars(module):
         return f"{type(module).__name__} has a forward of its own"
     return ""

@@ -4,7 +4,7 @@ The kernels and schemas are C++ (csrc/torch); here are their fake kernels, the g
 autocast does to them. Everything in the package calls them through ``ops``.
 
 ========================  =============================================================================================
-``weight_only``           y[..., n] = x[..., k] W^T + bias, W decoded on the way
+``weight_only``           y[..., n] = x[..., k] W^T + bias, W decoded on the way; then a function, a product, a sum
 ``integer``               the same with x quantized to int8 and exact integer sums
 ``pack``, ``unpack``      canonical form (codes, scales, zero points) <-> packed weight
 ``dequantize_packed``     [n, k] from a packed weight
@@ -18,10 +18,12 @@ autocast does to them. Everything in the package calls them through ``ops``.
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lowbit import formats
@@ -37,7 +39,9 @@ ops: Any = getattr(torch.ops, NAMESPACE)
 # ---- fake kernels: shapes and dtypes of the results, with symbolic sizes ----
 
 
-def _fake_weight_only(x: Tensor, packed: Tensor, bias: Tensor | None, n: int, description: str | None = None) -> Tensor:
+def _fake_weight_only(
+    x: Tensor, packed: Tensor, bias: Tensor | None, n: int, description: str | None = None, *epilogue: Any
+) -> Tensor:
     return x.new_empty((*x.shape[:-1], n))
 
 
@@ -51,6 +55,7 @@ def _fake_integer(
     symmetric: bool,
     out_dtype: torch.dtype,
     description: str | None = None,
+    *epilogue: Any,
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], n), dtype=out_dtype)
 
@@ -65,6 +70,7 @@ def _fake_fp8(
     fast: bool,
     out_dtype: torch.dtype,
     description: str | None = None,
+    *epilogue: Any,
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], n), dtype=out_dtype)
 
@@ -148,7 +154,7 @@ def _fake_quantize_activation(
     swizzled: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     m, k = x.shape
-    bits, block, scale_dtype = activation_formats()[format]
+    bits, block, scale_dtype = ACTIVATION_FORMATS[format]
     blocks = -(-k // block) if block else 1
     if swizzled:
         scales: tuple[Any, ...] = (-(-m // 128) * -(-blocks // 4) * 512,)
@@ -163,14 +169,12 @@ def _fake_quantize_activation(
     )
 
 
-@cache
-def activation_formats() -> dict[str, tuple[int, int, torch.dtype]]:
-    """Of ``quantize_activation``: bits, columns that share a scale (0: all), dtype of scales as the op gives them."""
-    dtypes = {"float32": torch.float32}
-    return {
-        row["name"]: (row["bits"], row["block"], dtypes.get(row["scale_dtype"], torch.uint8))
-        for row in core().activation_formats()
-    }
+# Of ``quantize_activation``: bits, columns that share a scale (0: all), dtype of scales as the op gives them. Read at
+# import: torch.compile does not look into the core.
+ACTIVATION_FORMATS = {
+    row["name"]: (row["bits"], row["block"], torch.float32 if row["scale_dtype"] == "float32" else torch.uint8)
+    for row in core().activation_formats()
+}
 
 
 for _name, _fake in (
@@ -188,42 +192,78 @@ for _name, _fake in (
     torch.library.register_fake(f"{NAMESPACE}::{_name}", _fake)
 
 
-# ---- gradients: of the activation and the bias; the weight is frozen ----
+# ---- gradients: of the activation, the bias and the epilogue's tensor; the weight is frozen ----
 #
 # weight_only: dx = dy W, W decoded to the dtype of dy.
 # integer, fp8: the same. Rounding x has no gradient; it is passed straight through, as quantization-aware
 # training does.
+# With an epilogue y = f(z) * multiply, or f(z) + residual: z is computed again, rounded to y's dtype, and torch's own
+# derivatives take dy to dz.
+
+_aten: Any = torch.ops.aten
+
+# f and df: what torch calls them.
+FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
+    "silu": (F.silu, _aten.silu_backward),
+    "gelu": (F.gelu, _aten.gelu_backward),
+    "gelu_tanh": (partial(F.gelu, approximate="tanh"), partial(_aten.gelu_backward, approximate="tanh")),
+    "relu": (F.relu, lambda grad, z: _aten.threshold_backward(grad, z, 0)),
+}
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, packed, bias = inputs[:3]
-    ctx.save_for_backward(packed)
+    *call, ctx.function, multiply, residual = inputs
+    x, packed, bias = call[:3]
     ctx.k = x.shape[-1]
     ctx.x_dtype = x.dtype
     ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.residual_dtype = None if residual is None else residual.dtype
     ctx.num_inputs = len(inputs)
-    ctx.description = inputs[-1]
+    ctx.description = call[-1]
+    ctx.again = ctx.function is not None or multiply is not None
+    if not ctx.again:
+        ctx.save_for_backward(packed)
+        return
+    ctx.save_for_backward(packed, multiply, *(value if isinstance(value, Tensor) else None for value in call))
+    ctx.numbers = [None if isinstance(value, Tensor) else value for value in call]
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    (packed,) = ctx.saved_tensors
-    grad_x = grad_bias = None
-    if ctx.needs_input_grad[0]:
+def _backward(op: Any, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    packed, *saved = ctx.saved_tensors
+    grad_x = grad_bias = grad_multiply = grad_residual = None
+    # The dispatcher drops arguments at the end that have their defaults.
+    needed = (*ctx.needs_input_grad, *[False] * 5)[: ctx.num_inputs]
+    if needed[-1]:
+        grad_residual = grad.to(ctx.residual_dtype)
+    if ctx.again:
+        multiply, *tensors = saved
+        pairs = zip(tensors, ctx.numbers, strict=True)
+        z = op(*(number if tensor is None else tensor for tensor, number in pairs))
+        value, derivative = FUNCTIONS[ctx.function] if ctx.function else (None, None)
+        if multiply is not None:
+            if needed[-2]:
+                grad_multiply = (grad * (value(z) if value else z)).to(multiply.dtype)
+            grad = (grad * multiply).to(grad.dtype)
+        if derivative:
+            grad = derivative(grad, z)
+    if needed[0]:
         weight = ops.dequantize_packed(packed, grad.shape[-1], ctx.k, grad.dtype, ctx.description)
         grad_x = (grad @ weight).to(ctx.x_dtype)
-    if ctx.needs_input_grad[2]:
-        grad_bias = grad.flatten(0, -2).sum(0).to(ctx.bias_dtype)
-    return (grad_x, None, grad_bias, *[None] * (ctx.num_inputs - 3))
+    if needed[2]:
+        grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0).to(ctx.bias_dtype)
+    return (grad_x, None, grad_bias, *[None] * (ctx.num_inputs - 5), grad_multiply, grad_residual)
 
 
 for _name in ("weight_only", "integer", "fp8"):
-    torch.library.register_autograd(f"{NAMESPACE}::{_name}", _backward, setup_context=_setup_context)
+    torch.library.register_autograd(
+        f"{NAMESPACE}::{_name}", partial(_backward, getattr(ops, _name)), setup_context=_setup_context
+    )
 
 
 # ---- autocast: as F.linear, the result has autocast's dtype ----
 #
 # weight_only: x and bias are cast to it. integer, fp8: x is quantized anyway and stays as it is; a floating-point
-# out_dtype becomes autocast's.
+# out_dtype becomes autocast's. The epilogue's tensor stays as it is: it is read as fp32.
 
 _library: Any = torch.library.Library(NAMESPACE, "IMPL")  # type: ignore[no-untyped-call]
 
@@ -233,12 +273,12 @@ def _autocast_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def _autocast_weight_only(
-    x: Tensor, packed: Tensor, bias: Tensor | None, n: int, description: str | None = None
+    x: Tensor, packed: Tensor, bias: Tensor | None, n: int, description: str | None = None, *epilogue: Any
 ) -> Tensor:
     dtype = _autocast_dtype(x)
     with torch.autocast(x.device.type, enabled=False):
         bias = None if bias is None else bias.to(dtype)
-        result: Tensor = ops.weight_only(x.to(dtype), packed, bias, n, description)
+        result: Tensor = ops.weight_only(x.to(dtype), packed, bias, n, description, *epilogue)
     return result
 
 
@@ -252,10 +292,13 @@ def _autocast_integer(
     symmetric: bool,
     out_dtype: torch.dtype,
     description: str | None = None,
+    *epilogue: Any,
 ) -> Tensor:
     dtype = _autocast_dtype(x)
     with torch.autocast(x.device.type, enabled=False):
-        result: Tensor = ops.integer(x, packed, bias, n, x_scale, x_zero_point, symmetric, dtype, description)
+        result: Tensor = ops.integer(
+            x, packed, bias, n, x_scale, x_zero_point, symmetric, dtype, description, *epilogue
+        )
     return result
 
 
@@ -269,10 +312,11 @@ def _autocast_fp8(
     fast: bool,
     out_dtype: torch.dtype,
     description: str | None = None,
+    *epilogue: Any,
 ) -> Tensor:
     dtype = _autocast_dtype(x)
     with torch.autocast(x.device.type, enabled=False):
-        result: Tensor = ops.fp8(x, packed, bias, n, x_scale, x_group, fast, dtype, description)
+        result: Tensor = ops.fp8(x, packed, bias, n, x_scale, x_group, fast, dtype, description, *epilogue)
     return result
 
 

@@ -3,52 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lowbit import formats
 from lowbit._load import core
+from lowbit.canonical import Canonical, as_bytes, as_scale_dtype, check_shapes, check_tensor, check_values
 from lowbit.formats import Format, describe_shape, dtype_name, num_groups
 from lowbit.ops import ops
-
-
-class Canonical(NamedTuple):
-    """The tensors of a weight: what checkpoints hold. None: the format, or this weight, has none.
-
-    Attributes:
-        codes: [n, k] in the format's 8-bit dtype, or uint8 [n, ceil(k * bits / 8)].
-        scales: [ceil(n / group_n), ceil(k / group_k)].
-        zero_points: int8, the shape of ``scales``.
-        mins: the shape and dtype of ``scales``.
-        super_scales: the second level of ``scales``, ``Format.super_shape``.
-        super_mins: that of ``mins``.
-    """
-
-    codes: Tensor
-    scales: Tensor
-    zero_points: Tensor | None = None
-    mins: Tensor | None = None
-    super_scales: Tensor | None = None
-    super_mins: Tensor | None = None
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> Canonical:
-        """The function of each tensor that there is."""
-        codes, scales, *beside = self
-        return Canonical(function(codes), function(scales), *(None if t is None else function(t) for t in beside))
-
-    def rows(self, begin: int, end: int, group_n: int) -> Canonical:
-        """Those of rows [begin, end) of the weight."""
-        groups = slice(begin // group_n, -(-end // group_n))
-        return self.map(lambda tensor: tensor[groups])._replace(codes=self.codes[begin:end])
-
-    def for_ops(self) -> Canonical:
-        """As the ops take them: codes and 8-bit floats as bytes, since the format says what they are."""
-        float8 = self.map(lambda t: t.view(torch.uint8) if t.is_floating_point() and t.element_size() == 1 else t)
-        return float8._replace(codes=_bytes(self.codes))
-
 
 _HEADER_BYTES = 256  # of a packed weight, which describe it
 
@@ -108,7 +72,7 @@ class QuantizedTensor:
         scale_offset: float = 0.0,
     ) -> None:
         fmt = formats.get(format)
-        _check_tensor("codes", codes, fmt.storage)
+        check_tensor("codes", codes, fmt.storage)
         if codes.dim() != 2:
             raise ValueError(f"codes are {describe_shape(tuple(codes.shape))}: they must have two dimensions")
         if shape is None:
@@ -119,20 +83,10 @@ class QuantizedTensor:
                 f"codes are {describe_shape(tuple(codes.shape))}: {fmt.name} of {n} x {k} has {n} x {fmt.row_bytes(k)}"
             )
         group = (1, k) if group is None else (int(group[0]), int(group[1]))
-        scales = _as_scale_dtype(scales, fmt)
+        scales = as_scale_dtype(scales, fmt)
         QuantizedTensor.packed_bytes(fmt.name, (n, k), group, scales.dtype, zero_points is not None)
-        _check_shape("scales", scales, (n, k), group)
-        _same_device("scales", scales, codes)
-        if zero_points is not None:
-            _check_tensor("zero points", zero_points, torch.int8)
-            _check_shape("zero points", zero_points, (n, k), group)
-            _same_device("zero points", zero_points, codes)
-        super_dtype = formats.dtype_of(fmt.super_dtype)
-        super_shape = fmt.super_shape((n, k), group)
-        groups = num_groups((n, k), group)
-        _check_beside("mins", mins, scales.dtype, groups if fmt.minimum else None, codes, fmt)
-        _check_beside("super scales", super_scales, super_dtype, super_shape, codes, fmt)
-        _check_beside("super mins", super_mins, super_dtype, super_shape if fmt.minimum else None, codes, fmt)
+        canonical = Canonical(codes, scales, zero_points, mins, super_scales, super_mins)
+        check_shapes(canonical, fmt, (n, k), group)
         scale_offset = float(scale_offset)
         if not math.isfinite(scale_offset) or (fmt.scale_values is None and scale_offset):
             expected = f"0, {fmt.name} has none" if fmt.scale_values is None else "finite"
@@ -142,14 +96,8 @@ class QuantizedTensor:
             expected = "positive and finite" if fmt.global_scale else f"1, {fmt.name} has none"
             raise ValueError(f"global scale is {global_scale}: it must be {expected}")
         if codes.device.type != "meta":
-            _check_scales("scales", scales, fmt.signed_scales and (signed_scales or fmt.scale_dtype is not None))
-            for what, tensor in (("mins", mins), ("super scales", super_scales), ("super mins", super_mins)):
-                if tensor is not None:
-                    _check_scales(what, tensor, True)
-            _check_zero_points(zero_points, fmt)
-            _check_codes(codes, fmt, k)
+            check_values(canonical, fmt, k, signed_scales)
         self._set(fmt, (n, k), group, scales.dtype, zero_points is not None, global_scale, scale_offset)
-        canonical = Canonical(codes, scales, zero_points, mins, super_scales, super_mins)
         self._canonical: Canonical | None = canonical.map(Tensor.contiguous)
         self._packed: Tensor | None = None
 
@@ -210,7 +158,9 @@ class QuantizedTensor:
             ValueError: not one-dimensional and contiguous on the CPU or a CUDA device; a header that is no packed
                 weight's, or corrupt, or of another length than the tensor.
         """
-        _check_tensor("packed weight", packed, torch.uint8)
+        if not isinstance(packed, Tensor) or packed.dtype != torch.uint8:
+            what = dtype_name(packed.dtype) if isinstance(packed, Tensor) else f"a {type(packed).__name__}"
+            raise TypeError(f"packed weight is {what}: it must be uint8; lowbit.quantize makes a weight of a float one")
         if packed.dim() != 1 or not packed.is_contiguous() or packed.device.type not in ("cpu", "cuda"):
             raise ValueError(
                 f"packed weight is {describe_shape(tuple(packed.shape))} with strides {packed.stride()} on "
@@ -319,9 +269,10 @@ class QuantizedTensor:
             assert canonical is not None
             codes, scales, zero_points, *beside = canonical.for_ops()
             factor, name = self.global_scale, self.format.name
-            packed = ops.pack(
-                codes, scales, zero_points, factor, name, *self.shape, *self.group, *beside, self.scale_offset
-            )
+            with torch.inference_mode(False):  # autograd keeps no tensor that was made in inference mode
+                packed = ops.pack(
+                    codes, scales, zero_points, factor, name, *self.shape, *self.group, *beside, self.scale_offset
+                )
             self._packed = packed
             self._canonical = None
         return packed
@@ -367,6 +318,8 @@ class QuantizedTensor:
 
     def to(self, device: torch.device | str) -> QuantizedTensor:
         """The same weight on another device, in canonical form; self where it is there already."""
+        if isinstance(device, torch.dtype):
+            raise TypeError(f"device is {device}: codes and scales keep their dtypes; dequantize(dtype) gives others")
         device = torch.device(device)
         if device == self.device:
             return self
@@ -384,7 +337,7 @@ class QuantizedTensor:
         if self._description() != other._description():
             return False
         for mine, others in zip(self.canonical(), other.canonical(), strict=True):
-            if mine is not None and not (others is not None and torch.equal(_bytes(mine), _bytes(others))):
+            if mine is not None and not (others is not None and torch.equal(as_bytes(mine), as_bytes(others))):
                 return False
         return True
 
@@ -449,107 +402,3 @@ class QuantizedTensor:
 def _has_offset(description: str) -> bool:
     """The header holds a number of the weight that its description does not."""
     return formats.get(description.split()[0]).super_flat
-
-
-def _bytes(tensor: Tensor) -> Tensor:
-    return tensor.view(torch.uint8) if tensor.element_size() == 1 else tensor
-
-
-def _as_scale_dtype(scales: Any, fmt: Format) -> Tensor:
-    if not isinstance(scales, Tensor):
-        raise TypeError(f"scales are a {type(scales).__name__}: they must be a torch.Tensor")
-    if fmt.scale_dtype is None:
-        if scales.dtype not in formats.FLOATS:
-            raise TypeError(f"scales are {dtype_name(scales.dtype)}: {fmt.name} takes float32, float16 or bfloat16")
-        return scales
-    dtype = formats.dtype_of(fmt.scale_dtype)
-    allowed = (dtype, torch.uint8) if dtype.itemsize == 1 else (dtype,)
-    if scales.dtype not in allowed:
-        bytes_too = " or its bytes" if len(allowed) > 1 else ""
-        raise TypeError(f"scales are {dtype_name(scales.dtype)}: {fmt.name} takes {fmt.scale_dtype}{bytes_too}")
-    return scales.view(dtype)
-
-
-def _check_tensor(what: str, tensor: Any, dtype: torch.dtype) -> None:
-    verb = "are" if what.endswith("s") else "is"
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{what} {verb} a {type(tensor).__name__}: a torch.Tensor is needed")
-    if tensor.dtype != dtype:
-        raise TypeError(f"{what} {verb} {dtype_name(tensor.dtype)}: {dtype_name(dtype)} is needed")
-
-
-def _check_shape(what: str, tensor: Tensor, shape: tuple[int, int], group: tuple[int, int]) -> None:
-    expected = num_groups(shape, group)
-    if tuple(tensor.shape) != expected:
-        raise ValueError(
-            f"{what} are {describe_shape(tuple(tensor.shape))}: {describe_shape(shape)} in groups of "
-            f"{describe_shape(group)} needs {describe_shape(expected)}"
-        )
-
-
-def _same_device(what: str, tensor: Tensor, codes: Tensor) -> None:
-    if tensor.device != codes.device:
-        raise ValueError(f"{what} are on {tensor.device}, codes on {codes.device}: they must be on one device")
-
-
-def _check_beside(
-    what: str, tensor: Any, dtype: torch.dtype, shape: tuple[int, ...] | None, codes: Tensor, fmt: Format
-) -> None:
-    """Refuses a tensor beside the scales: one that is missing or that the format has not, another dtype or shape."""
-    if shape is None:
-        if tensor is not None:
-            raise ValueError(f"{what} are given: {fmt.name} has none")
-        return
-    if tensor is None:
-        raise ValueError(f"{what} are missing: {fmt.name} needs {describe_shape(shape)} of them")
-    _check_tensor(what, tensor, dtype)
-    if tuple(tensor.shape) != shape:
-        raise ValueError(f"{what} are {describe_shape(tuple(tensor.shape))}: {describe_shape(shape)} are needed")
-    _same_device(what, tensor, codes)
-
-
-def _check_scales(what: str, scales: Tensor, signed: bool) -> None:
-    values = scales.float()
-    bad = ~values.isfinite() if signed else ~((values >= 0) & values.isfinite())
-    if bad.any():
-        first = bad.nonzero()[0].tolist()
-        allowed = "finite" if signed else "finite and not negative"
-        hint = ""
-        if not signed and values.isfinite().all():
-            hint = " (signed_scales=True allows negative ones in integer formats)"
-        raise ValueError(
-            f"{int(bad.sum())} of {bad.numel()} {what} are not {allowed}, the first is "
-            f"{values[tuple(first)].item():g} at {first}{hint}"
-        )
-
-
-def _check_zero_points(zero_points: Tensor | None, fmt: Format) -> None:
-    if zero_points is None:
-        return
-    bad = (zero_points < fmt.lowest) | (zero_points > fmt.largest)
-    if bad.any():
-        row, column = bad.nonzero()[0].tolist()
-        raise ValueError(
-            f"{int(bad.sum())} of {bad.numel()} zero points are out of range, the first is "
-            f"{int(zero_points[row, column])} at [{row}, {column}]: {fmt.name} allows {fmt.lowest:g} to {fmt.largest:g}"
-        )
-
-
-def _check_codes(codes: Tensor, fmt: Format, k: int) -> None:
-    if fmt.values.isfinite().all():
-        return
-    if fmt.bits < 8:
-        numbers = formats.unpack_codes(codes, fmt.bits, k)
-        bad = ~fmt.values.isfinite().to(codes.device)[numbers.int()]
-    else:
-        numbers = codes.view(torch.uint8)
-        first = fmt.first_bad_code
-        assert first is not None
-        bad = numbers.bitwise_and(len(fmt.values) // 2 - 1) >= first
-    if bad.any():
-        row, column = bad.nonzero()[0].tolist()
-        value = fmt.values[int(numbers[row, column])].item()
-        raise ValueError(
-            f"{int(bad.sum())} of {bad.numel()} codes are no finite number, the first is {value:g} at "
-            f"[{row}, {column}]: every weight must be finite"
-        )

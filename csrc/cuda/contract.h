@@ -1,16 +1,21 @@
 // What every CUDA kernel is given and what it owes; equations as in gemm/contract.h. The edge has checked all of it.
 //
-//   weight_only   y = to_y(fma(sum_k x W, global, bias)): W is decoded to x's type, bf16 or fp16; sums are fp32 in one
-//                 order of K for every m, slices of K included, a scale of all of K applied to the sums.
+//   weight_only   y = to_y(fma(sum_k x W, global, bias)): codes are decoded to x's type, bf16 or fp16; sums are fp32 in
+//                 one order of K for every m, slices of K included.
 //                 |y - exact| <= ((K + 64) 2^-23 + r u) sum|x W|, plus the rounding to y. u is 2^-8 for bf16, 2^-11
-//                 for fp16, r the roundings of a weight: of its value where x's type cannot hold it (nf4), and where K
-//                 has groups of float scales one of the product and one of a scale that is not of x's type. Blocks
-//                 with e8m0 or e4m3 scales are exact.
-//                 bf16 holds scales and weights in 2^-60 .. 2^64. fp16 holds weights up to 4094 and scales of fp4 up
-//                 to 511 (one group along K: any), and adds 2^-25 sum|x| (|value - zero_point| + 1) for denormals.
+//                 for fp16, r the roundings of a weight.
+//     sm80        Scales of any range multiply fp32 sums: r is 1 for tables whose values x's type cannot hold (nf4),
+//                 else 0. Sums below 2^-112 may be denormal.
+//     sm90        So where K is one group. Else scales multiply weights in x's type: r counts one more for the
+//                 product and one for a scale that is not of x's type; e8m0 and e4m3 are exact. bf16 holds scales and
+//                 weights in 2^-60 .. 2^64. fp16 x takes groups of fp16 and e4m3 scales alone (others are sm80's): it
+//                 holds weights up to 4094 and scales of fp4 up to 511, and adds 2^-25 sum|x| (|value - zero_point| +
+//                 1) for denormals.
 //   integer       the equations of gemm/contract.h to the bit.
 //   fp8           x and W in e4m3: y = to_y(fma(sum_k xq Wq, x_scale w_scale, bias)), or block by block of K where
-//                 scales are: promoted sums (fp32 every 128 columns) or fast (the tensor core's own, all of K).
+//                 scales are. The tensor core's own sums have fewer bits than fp32 on some chips. promoted: they are
+//                 added in fp32 every 128 columns. fast: less often, as the kernel's file says (sm90: never, sm89:
+//                 every 512), but at every scale of a block.
 //
 // Kernels run on the given stream, allocate nothing, never synchronise, write y and the workspace only. Any m >= 1, n,
 // k.

@@ -1,10 +1,12 @@
 #include "dispatch/cuda.h"
 
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
 #include "cuda/device.h"
+#include "gemm/quantize.h"
 
 namespace lowbit::cuda {
 
@@ -65,6 +67,15 @@ bool is_built_for(int arch, int minimum) {
     p += *p == ' ';
   }
   return false;
+}
+
+// What the fp8 family multiplies: weights of which every finite value is one of e4m3's.
+bool fits_e4m3(const format_row& format) {
+  for (int c = 0; c < 1 << format.bits; ++c) {
+    const float value = format.values[c];
+    if (std::isfinite(value) && e4m3.value(f32_to_e4m3(value)) != value) return false;
+  }
+  return true;
 }
 
 }  // namespace
@@ -158,7 +169,12 @@ const char* refusal(const kernel_row& row, lowbit_family family, const gemm_prob
     std::snprintf(reason, sizeof reason, "does not take %s activations", dtype_name(p.x_dtype));
     return reason;
   }
-  return row.refuses ? row.refuses(p, device) : nullptr;
+  if (const char* why = row.refuses ? row.refuses(p, device) : nullptr) return why;
+  if (family == LOWBIT_FP8 && !fits_e4m3(*p.w.format)) {  // last: it looks at 256 values
+    std::snprintf(reason, sizeof reason, "e4m3 has not every value of %s", p.w.format->name);
+    return reason;
+  }
+  return nullptr;
 }
 
 const kernel_row* select_kernel(lowbit_family family, const gemm_problem& problem, const device_info& device) {

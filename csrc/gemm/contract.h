@@ -1,22 +1,27 @@
 // What every kernel is given and what it owes. The edge (csrc/api.cpp) has checked all of it.
 //
 //   weight_only   y[m][n] = to_y( fma(sum_k x[m][k] * W[n][k], global, bias[n]) )
-//                 W[n][k] = (value - zero_point) * scale + min in fp32, rounded once; `bf16` kernels round x and W once
-//                 more, to bf16. Sums are fp32, in one order of K for every m.
+//                 W[n][k] = (value - zero_point) * scale + min in fp32, rounded once; `bf16` kernels round x once
+//                 more, to bf16, and W, unless they scale the sums of a group. Sums are fp32, in one order of K for
+//                 every m.
 //                 |y - exact| <= (K + 2) eps32 sum|x W|, plus the rounding to y; `bf16` kernels add 2^-8 sum|x W| for
-//                 the rounding of W, as much again for that of float16 x, and take denormal bf16 for zero.
+//                 the rounding of W, as much again for that of float16 x, and take denormal bf16 for zero. Where they
+//                 scale the sums, sum_k |x (value - zero_point)| must be finite, too.
 //   integer       q[m][k] = x quantized to int8 (gemm/activation.h), exact int32 within a segment of K:
 //                 s[m][n][g] = sum_{k in g} (q[m][k] - x_zero[m]) * (code[n][k] - zero_point[n][g])
 //                 y[m][n] = to_y( fma(sum_g fma(float(s), scale[n][g], .), x_scale[m], bias[n]) ), g ascending.
 //                 A segment is a group, or 32768 columns of it where it is longer. Every kernel gives the same bits.
 //
-// Any m >= 1, n >= 1, k >= 1. Kernels read x, packed and bias only inside their bounds and write y only inside its.
+// Where there is an epilogue, what to_y rounds goes through its function and meets `other` first (gemm/epilogue.h).
+// Any m >= 1, n >= 1, k >= 1. Kernels read x, packed, bias and other only inside their bounds and write y only inside
+// its; an element of other is read before that of y is written, which may be the same.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 
 #include "gemm/activation.h"
+#include "gemm/epilogue.h"
 #include "gemm/status.h"
 #include "layout/packed.h"
 
@@ -40,6 +45,7 @@ struct gemm_problem {
   const int32_t* x_zero_point;
   int64_t num_x_scales;
   const lowbit_parallel* parallel;
+  epilogue_terms epilogue{};
 
   LOWBIT_INLINE row_quantization given_quantization(int64_t row) const {  // LOWBIT_STATIC
     const int64_t i = num_x_scales == 1 ? 0 : row;

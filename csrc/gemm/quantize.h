@@ -124,8 +124,7 @@ LOWBIT_INLINE constexpr block_quantization e4m3_quantization(float max, bool goo
   float inverse = 448.0f / max;
   if (!(inverse <= largest_f32)) return {0, 0, 0};
   float scale = max / 448.0f;
-  if (power_of_two) {  // 2^(exponent of the scale, up if there is a mantissa); 2^-126 at least, its reciprocal is a
-                       // float
+  if (power_of_two) {  // the next one that is not below; 2^-126 at least, so that its reciprocal is a float
     uint32_t exponent = (std::bit_cast<uint32_t>(scale) + 0x7fffffu) >> 23;
     if (exponent < 1) exponent = 1;
     scale = std::bit_cast<float>(exponent << 23);

@@ -9,9 +9,8 @@
 //                       register a_i of m16n8k32 as it is (int8: two's complement, so that s8 MMAs take it)
 //   4 bits   16 x 64    word j = columns of 16 j + {2 t, 2 t + 1, 2 t + 8, 2 t + 9}. Nibble i < 4 is the low half of
 //                       register a_i of m16n8k16, nibble 4 + i its high half: a_i = (word >> 4 i) & 0x000f000f
-//   2 bits   16 x 128   word j = columns of 32 j ..: crumb 4 b + i is the low half of a_i of the m16n8k16 at 32 j + 16
-//   b,
-//                       crumb 8 + 4 b + i the high half: a_i = (word >> (8 b + 2 i)) & 0x00030003
+//   2 bits   16 x 128   word j = columns of 32 j ..: of the m16n8k16 at 32 j + 16 b, crumb 4 b + i is the low half of
+//                       a_i, crumb 8 + 4 b + i the high half: a_i = (word >> (8 b + 2 i)) & 0x00030003
 //
 //   tiles    [strip of 64 rows][tile along K][16-row tile 0 .. 3 of the strip][lane][16 bytes]
 //

@@ -68,6 +68,8 @@ inline lowbit_family family_called(const std::string& name) {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
+// query.cpp: what the core knows.
+void add_queries(py::module_& m);
 // cuda.cpp: the operations on arrays in device memory.
 void add_cuda(py::module_& m);
 

@@ -166,12 +166,16 @@ packed_weight::packed_weight(const tensor& packed, const std::optional<std::stri
   expect_contiguous(packed, "packed");
   data = packed.data();
   bytes = static_cast<size_t>(packed.numel());
-  if (text)
+  if (packed.device().is_cuda()) {
+    if (!text) invalid("description is None: on a CUDA device the packed weight's own cannot be read");
     check(lowbit_weight_from_text(text->c_str(), &description));
-  else if (!packed.device().is_cuda())
-    check(lowbit_packed_describe(data, bytes, &description));
-  else
-    invalid("description is None: on a CUDA device the packed weight's own cannot be read");
+    return;
+  }
+  check(lowbit_packed_describe(data, bytes, &description));
+  if (!text) return;
+  char own[160];
+  check(lowbit_weight_to_text(&description, own, sizeof own));
+  if (*text != own) invalid("description is '" + *text + "', but the packed weight is '" + own + "'");
 }
 
 void packed_weight::expect_size(int64_t n, int64_t k) const {

@@ -14,6 +14,13 @@ tensor result_for(const tensor& x, int64_t n, dtype type, place where) {
   return tensor::empty(sizes, type, where);
 }
 
+lowbit_function function_called(const std::string& name) {
+  constexpr const char* names[] = {"silu", "gelu", "gelu_tanh", "relu"};
+  for (int i = 0; i < 4; ++i)
+    if (name == names[i]) return static_cast<lowbit_function>(i + 1);
+  invalid("function is '" + name + "': it must be silu, gelu, gelu_tanh or relu");
+}
+
 // The arguments that all families share. Pointers live as long as their tensors.
 struct call {
   execution on;
@@ -21,6 +28,7 @@ struct call {
   packed_weight w;
   std::optional<tensor> bias;
   tensor y;
+  std::optional<rows> other;
   lowbit_gemm_args args;
 
   call(lowbit_family family, tensor given, lowbit_dtype x_dtype, const tensor& packed, std::optional<tensor> given_bias,
@@ -75,6 +83,22 @@ struct call {
     }
   }
 
+  void epilogue(const std::optional<std::string>& function, std::optional<tensor> multiply,
+                std::optional<tensor> residual) {
+    if (function) args.function = function_called(*function);
+    if (multiply && residual) invalid("multiply and residual are both given: one of them can be");
+    if (!multiply && !residual) return;
+    const char* const name = multiply ? "multiply" : "residual";
+    tensor& given = multiply ? *multiply : *residual;
+    on.expect(given, name);
+    expect_shape(given, name, y.sizes());
+    args.combination = multiply ? LOWBIT_MULTIPLY : LOWBIT_ADD;
+    args.other_dtype = float_dtype(given.type(), name);
+    other = rows_of(std::move(given));
+    args.other = other->x.data();
+    args.other_stride = other->stride;
+  }
+
   // The workspace is torch's memory: it is taken again only by work behind this on the same stream.
   tensor run() {
     std::optional<tensor> workspace;
@@ -96,15 +120,19 @@ struct call {
 }  // namespace
 
 tensor weight_only(tensor x, const tensor& packed, std::optional<tensor> bias, int64_t n,
-                   const std::optional<std::string>& description) {
+                   const std::optional<std::string>& description, const std::optional<std::string>& function,
+                   std::optional<tensor> multiply, std::optional<tensor> residual) {
   const dtype type = x.type();
   const lowbit_dtype x_dtype = float_dtype(type, "x");
-  return call(LOWBIT_WEIGHT_ONLY, std::move(x), x_dtype, packed, std::move(bias), n, type, description).run();
+  call c(LOWBIT_WEIGHT_ONLY, std::move(x), x_dtype, packed, std::move(bias), n, type, description);
+  c.epilogue(function, std::move(multiply), std::move(residual));
+  return c.run();
 }
 
 tensor integer(tensor x, const tensor& packed, std::optional<tensor> bias, int64_t n, std::optional<tensor> x_scale,
                std::optional<tensor> x_zero_point, bool symmetric, dtype out_dtype,
-               const std::optional<std::string>& description) {
+               const std::optional<std::string>& description, const std::optional<std::string>& function,
+               std::optional<tensor> multiply, std::optional<tensor> residual) {
   const dtype type = x.type();
   if (type == int8_type() && !x_scale) invalid("x has dtype int8: it must come with x_scale");
   const lowbit_dtype x_dtype = type == int8_type() ? LOWBIT_I8 : float_dtype(type, "x");
@@ -112,11 +140,13 @@ tensor integer(tensor x, const tensor& packed, std::optional<tensor> bias, int64
   call c(LOWBIT_INTEGER, std::move(x), x_dtype, packed, std::move(bias), n, out_dtype, description);
   c.args.activation = symmetric ? LOWBIT_DYNAMIC_SYMMETRIC : LOWBIT_DYNAMIC_ASYMMETRIC;
   c.static_scale(x_scale, x_zero_point);
+  c.epilogue(function, std::move(multiply), std::move(residual));
   return c.run();
 }
 
 tensor fp8(tensor x, const tensor& packed, std::optional<tensor> bias, int64_t n, std::optional<tensor> x_scale,
-           int64_t x_group, bool fast, dtype out_dtype, const std::optional<std::string>& description) {
+           int64_t x_group, bool fast, dtype out_dtype, const std::optional<std::string>& description,
+           const std::optional<std::string>& function, std::optional<tensor> multiply, std::optional<tensor> residual) {
   const dtype type = x.type();
   const bool quantized = type.id == aoti_torch_dtype_float8_e4m3fn();
   if (quantized && !x_scale) invalid("x has dtype float8_e4m3fn: it must come with x_scale");
@@ -126,6 +156,7 @@ tensor fp8(tensor x, const tensor& packed, std::optional<tensor> bias, int64_t n
   c.args.x_group = x_group;
   c.args.accumulation = fast ? LOWBIT_FAST : LOWBIT_PROMOTED;
   c.static_scale(x_scale, std::nullopt);
+  c.epilogue(function, std::move(multiply), std::move(residual));
   return c.run();
 }
 

@@ -21,18 +21,24 @@
 using namespace lowbit_torch;
 
 STABLE_TORCH_LIBRARY(lowbit, m) {
+  // All three: function (silu, gelu, gelu_tanh, relu) of x W^T + bias, times `multiply` or plus `residual`, either
+  // [..., n] float32, float16 or bfloat16, all in fp32.
   // [..., n] in the dtype of x. bias [n].
-  m.def("weight_only(Tensor x, Tensor packed, Tensor? bias, SymInt n, str? description=None) -> Tensor");
+  m.def(
+      "weight_only(Tensor x, Tensor packed, Tensor? bias, SymInt n, str? description=None, str? function=None, "
+      "Tensor? multiply=None, Tensor? residual=None) -> Tensor");
   // [..., n] in out_dtype. x_scale float32 [1] or [rows] with x_zero_point int32 of the same shape: x is quantized
   // with them, or is int8 already. Without: each row is quantized by its own range, symmetric or not.
   m.def(
       "integer(Tensor x, Tensor packed, Tensor? bias, SymInt n, Tensor? x_scale, Tensor? x_zero_point, "
-      "bool symmetric, ScalarType out_dtype, str? description=None) -> Tensor");
+      "bool symmetric, ScalarType out_dtype, str? description=None, str? function=None, Tensor? multiply=None, "
+      "Tensor? residual=None) -> Tensor");
   // [..., n] in out_dtype; CUDA alone. x float8_e4m3fn with x_scale, or quantized to it. x_scale float32 [1], [rows],
   // or [rows, ceil(k / 128)] with x_group 128. fast: sums are not promoted to fp32 every 128 columns.
   m.def(
       "fp8(Tensor x, Tensor packed, Tensor? bias, SymInt n, Tensor? x_scale, int x_group, bool fast, "
-      "ScalarType out_dtype, str? description=None) -> Tensor");
+      "ScalarType out_dtype, str? description=None, str? function=None, Tensor? multiply=None, "
+      "Tensor? residual=None) -> Tensor");
   // int8 [m, k], float32 [m], int32 [m] for x [m, k], as integer quantizes it.
   m.def("quantize_rows(Tensor x, bool symmetric) -> (Tensor q, Tensor scale, Tensor zero_point)");
   // x [m, k] in a low precision: lowbit_quantize. format: int8, int8_asymmetric, fp8_e4m3, fp8_e4m3_block, mxfp8,

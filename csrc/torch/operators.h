@@ -11,12 +11,15 @@ namespace lowbit_torch {
 
 // multiply.cpp
 tensor weight_only(tensor x, const tensor& packed, std::optional<tensor> bias, int64_t n,
-                   const std::optional<std::string>& description);
+                   const std::optional<std::string>& description, const std::optional<std::string>& function,
+                   std::optional<tensor> multiply, std::optional<tensor> residual);
 tensor integer(tensor x, const tensor& packed, std::optional<tensor> bias, int64_t n, std::optional<tensor> x_scale,
                std::optional<tensor> x_zero_point, bool symmetric, dtype out_dtype,
-               const std::optional<std::string>& description);
+               const std::optional<std::string>& description, const std::optional<std::string>& function,
+               std::optional<tensor> multiply, std::optional<tensor> residual);
 tensor fp8(tensor x, const tensor& packed, std::optional<tensor> bias, int64_t n, std::optional<tensor> x_scale,
-           int64_t x_group, bool fast, dtype out_dtype, const std::optional<std::string>& description);
+           int64_t x_group, bool fast, dtype out_dtype, const std::optional<std::string>& description,
+           const std::optional<std::string>& function, std::optional<tensor> multiply, std::optional<tensor> residual);
 
 // quantize.cpp
 std::tuple<tensor, tensor, tensor> quantize_rows(tensor x, bool symmetric);

@@ -59,7 +59,7 @@ typedef int32_t lowbit_format;
 
 typedef struct lowbit_format_info {
   const char* name;           // "int4", "mxfp4", ... as published
-  int32_t bits;               // per code: 4 or 8
+  int32_t bits;               // per code: 2, 3, 4, 5, 6 or 8
   int32_t block_n, block_k;   // weights that share a scale; 0: the caller's choice
   int32_t scale_dtype;        // a lowbit_dtype, or -1: the caller's choice of F32, F16, BF16
   int32_t has_zero_point;     // zero points are allowed
@@ -177,8 +177,9 @@ LOWBIT_API lowbit_status lowbit_encode_cuda(const lowbit_encode_args* args, void
 
 typedef enum lowbit_family {
   LOWBIT_WEIGHT_ONLY = 0,  // y = x W^T + bias in floating point, W decoded on the way
-  LOWBIT_INTEGER = 1,      // x quantized to int8, exact int32 sums, scales after; int4 and int8 weights
-  LOWBIT_FP8 = 2,          // x quantized to E4M3, sums of E4M3 products in floating point, scales after; CUDA only
+  LOWBIT_INTEGER = 1,      // x quantized to int8, exact int32 sums, scales after; integer weights
+  LOWBIT_FP8 = 2,          // x quantized to E4M3, sums of E4M3 products in floating point, scales after; weights
+                           // whose values E4M3 has; CUDA only
 } lowbit_family;
 
 typedef enum lowbit_activation {
@@ -193,6 +194,22 @@ typedef enum lowbit_accumulation {
   LOWBIT_PROMOTED = 0,
   LOWBIT_FAST = 1,
 } lowbit_accumulation;
+
+// What a product does to its sums before they are rounded to y:
+//   y[m][n] = to_y( combine( function( x W^T + bias ), other[m][n] ) ), all of it in fp32.
+typedef enum lowbit_function {
+  LOWBIT_IDENTITY = 0,
+  LOWBIT_SILU = 1,       // x / (1 + exp(-x))
+  LOWBIT_GELU = 2,       // x Phi(x), Phi the normal distribution
+  LOWBIT_GELU_TANH = 3,  // x / (1 + exp(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3)
+  LOWBIT_RELU = 4,       // max(x, 0)
+} lowbit_function;
+
+typedef enum lowbit_combination {
+  LOWBIT_ALONE = 0,
+  LOWBIT_ADD = 1,       // + other: a residual
+  LOWBIT_MULTIPLY = 2,  // * other: what a gate is for
+} lowbit_combination;
 
 typedef struct lowbit_gemm_args {
   lowbit_family family;
@@ -222,6 +239,13 @@ typedef struct lowbit_gemm_args {
   void* stream;                      // cudaStream_t
   lowbit_accumulation accumulation;  // LOWBIT_FP8
   int64_t x_group;                   // LOWBIT_FP8: columns of x that share a scale, 128; 0: a row
+
+  lowbit_function function;
+  lowbit_combination combination;
+  const void* other;         // [m][n], where there is a combination. It may be y itself, element for element, or share
+                             // no element with it.
+  lowbit_dtype other_dtype;  // F32, F16, BF16
+  int64_t other_stride;      // elements between rows
 } lowbit_gemm_args;
 
 LOWBIT_API lowbit_status lowbit_gemm(const lowbit_gemm_args* args);

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lowbit.formats import Format, describe_shape, dtype_name, num_groups, pack_codes, unpack_codes
+from lowbit.formats import FLOATS, Format, describe_shape, dtype_name, num_groups, pack_codes, unpack_codes
 from lowbit.tensor import QuantizedTensor
 
 # Every name that a weight's tensors may have.
@@ -97,6 +97,16 @@ def missing_names(
     return [name for name in needed if name not in tensors]
 
 
+def refuse_floating_point(tensors: Mapping[str, Tensor], name: str) -> None:
+    """Refuses a weight that was never quantized, whatever else is missing."""
+    stored = [key for key in ("weight", "weight_packed") if key in tensors]  # both are wrong in another way
+    if len(stored) == 1 and (dtype := getattr(tensors[stored[0]], "dtype", None)) in FLOATS:
+        raise TypeError(
+            f"{name}{stored[0]} is {dtype_name(dtype)}: this is a floating-point checkpoint; load it into "
+            f"torch.nn.Linear and quantize that"
+        )
+
+
 def read_weight(
     tensors: Mapping[str, Tensor],
     fmt: Format,
@@ -119,6 +129,7 @@ def read_weight(
     n, k = shape
     if "weight" in tensors and "weight_packed" in tensors:
         raise ValueError(f"{name}weight and {name}weight_packed: one of them is needed, not both")
+    refuse_floating_point(tensors, name)
     if fmt.zero_point and "weight_packed" in tensors:
         codes = reader.take("weight_packed", torch.int32, (n, -(-k * fmt.bits // 32)))
         codes = _bytes(codes)[:, : fmt.row_bytes(k)]
@@ -128,26 +139,20 @@ def read_weight(
         codes = reader.take("weight", torch.int8, shape)
         codes = codes if fmt.bits == 8 else _codes_of_int8(codes, fmt, name)
     else:
-        stored = "weight" if fmt.bits == 8 else "weight_packed"
-        if stored in tensors and tensors[stored].dtype in (torch.float32, torch.float16, torch.bfloat16):
-            raise TypeError(
-                f"{name}{stored} is {dtype_name(tensors[stored].dtype)}: this is a floating-point checkpoint; load it "
-                f"into torch.nn.Linear and quantize that"
-            )
-        codes = reader.take(stored, fmt.storage, (n, fmt.row_bytes(k)))
+        codes = reader.take("weight" if fmt.bits == 8 else "weight_packed", fmt.storage, (n, fmt.row_bytes(k)))
     groups = num_groups(shape, group)
     scales = reader.take("weight_scale", None, groups)
     zeros = None
     if zero_points:
-        zeros = tensors["weight_zero_point"]
+        zeros = reader.tensor("weight_zero_point")
         if zeros.dtype == torch.int32:
             packed = reader.take("weight_zero_point", None, _packed_rows(groups, fmt))
             zeros = _unpack_zero_points(packed, groups[0], fmt)
         else:
             zeros = reader.take("weight_zero_point", torch.int8, groups)
-    elif "weight_zero_point" in tensors and tensors["weight_zero_point"].device.type != "meta":
-        given = tensors["weight_zero_point"]
-        if given.to(torch.float32).any():
+    elif "weight_zero_point" in tensors:
+        given = reader.tensor("weight_zero_point")
+        if not given.is_meta and given.to(torch.float32).any():
             raise ValueError(f"{name}weight_zero_point is not all 0: the layer's scheme is symmetric")
     global_scale = 1.0
     if fmt.global_scale:
@@ -199,8 +204,14 @@ class _Reader:
     def __init__(self, tensors: Mapping[str, Tensor], name: str) -> None:
         self.tensors, self.name = tensors, name
 
-    def take(self, name: str, dtype: torch.dtype | None, shape: tuple[int, ...]) -> Tensor:
+    def tensor(self, name: str) -> Tensor:
         tensor = self.tensors[name]
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{self.name}{name} is a {type(tensor).__name__}: a torch.Tensor is needed")
+        return tensor
+
+    def take(self, name: str, dtype: torch.dtype | None, shape: tuple[int, ...]) -> Tensor:
+        tensor = self.tensor(name)
         if dtype is not None and tensor.dtype != dtype:
             raise TypeError(f"{self.name}{name} is {dtype_name(tensor.dtype)}: {dtype_name(dtype)} is needed")
         one = shape in ((1, 1), (1,)) and tensor.numel() == 1

@@ -24,11 +24,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lowbit import formats
-from lowbit.tensor import Canonical, QuantizedTensor
+from lowbit.canonical import Canonical
+from lowbit.tensor import QuantizedTensor
 
 # Elements taken apart at a time: their temporaries fit in cache.
 _CHUNK = 1 << 18
@@ -72,26 +72,11 @@ class Block:
 
     def _canonical(self, blocks: Tensor) -> Canonical:
         parts = self.parts(blocks).map(lambda part: part.flatten(1))
-        return parts._replace(codes=pack_codes(parts.codes, formats.get(self.format).bits))
+        return parts._replace(codes=formats.pack_codes(parts.codes, formats.get(self.format).bits))
 
 
 def _joined(parts: tuple[Tensor, ...]) -> Tensor:
     return torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0]
-
-
-def pack_codes(codes: Tensor, bits: int) -> Tensor:
-    """uint8 [rows, k], one code in a byte -> uint8 [rows, ceil(k * bits / 8)], low bits first."""
-    if bits == 8:
-        return codes
-    if bits == 4:
-        codes = F.pad(codes, (0, codes.shape[1] % 2))
-        return codes[:, ::2] | codes[:, 1::2] << 4
-    k = codes.shape[1]
-    eights = F.pad(codes, (0, -k % 8)).view(codes.shape[0], -1, 8)  # eight codes are `bits` bytes
-    words = torch.zeros(eights.shape[:2], dtype=torch.int64)
-    for i in range(8):
-        words |= eights[:, :, i].long() << bits * i
-    return words.view(torch.uint8).view(*eights.shape)[:, :, :bits].flatten(1)[:, : -(-k * bits // 8)]
 
 
 def _f16(data: Tensor) -> Tensor:

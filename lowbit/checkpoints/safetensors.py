@@ -41,10 +41,10 @@ def load_file(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Writes ``model.state_dict()``; tensors that are one in memory (tied weights) once, under their first name."""
-    seen: set[tuple[int, ...]] = set()
+    seen: set[tuple[object, ...]] = set()
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
-        identity = (tensor.data_ptr(), *tensor.shape, *tensor.stride())
+        identity = (tensor.data_ptr(), tensor.dtype, *tensor.shape, *tensor.stride())
         if tensor.numel() and identity in seen:
             continue
         seen.add(identity)

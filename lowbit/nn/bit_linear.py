@@ -90,9 +90,10 @@ def int8_rows(x: Tensor) -> Tensor:
     with torch.no_grad():
         wide = x.float()
         largest = wide.abs().amax(-1, keepdim=True)
-        inverse = 127.0 / largest
+        steps = torch.full_like(largest, 127.0)  # a scalar would be multiplied by a rounded reciprocal
+        inverse = steps / largest
         inverse = torch.where(inverse.isinf(), 0.0, inverse)  # all zero, or too small for its reciprocal
-        return ((wide * inverse).round() * (largest / 127.0)).to(x.dtype)
+        return ((wide * inverse).round() * (largest / steps)).to(x.dtype)
 
 
 def _straight_through(x: Tensor, rounded: Tensor) -> Tensor:

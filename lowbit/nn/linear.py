@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from lowbit import formats
 from lowbit.checkpoints import compressed_tensors as names
 from lowbit.formats import describe_shape, dtype_name
-from lowbit.functional import check_activation, fp8, integer, static_scale
+from lowbit.functional import check_activation, checked_epilogue, fp8, integer, static_scale
 from lowbit.ops import ops
 from lowbit.quantizers import quantize
 from lowbit.quantizers.scheme import Scheme
 from lowbit.tensor import QuantizedTensor
 
 _INPUT_NAMES = ("input_scale", "input_zero_point")
+_QUANTIZED = {"integer": torch.int8, "fp8": torch.float8_e4m3fn}  # what x may be already where its scale is static
 
 
 class Linear(nn.Module):
@@ -62,7 +63,6 @@ class Linear(nn.Module):
         input_scale: Tensor | float | None = None,
         input_zero_point: Tensor | int | None = None,
     ) -> None:
-        super().__init__()
         scheme = Scheme.of(scheme)
         if in_features < 1 or out_features < 1:
             raise ValueError(f"in_features = {in_features}, out_features = {out_features}: each must be at least 1")
@@ -72,16 +72,9 @@ class Linear(nn.Module):
             input_scale = torch.ones(1, device=quantized.device)
             if not scheme.activation_symmetric:
                 input_zero_point = torch.zeros(1, dtype=torch.int32, device=quantized.device)
-        self._set(
-            scheme,
-            quantized,
-            linear.bias,
-            linear.weight.dtype,
-            input_scale,
-            input_zero_point,
-        )
+        self._build(scheme, quantized, linear.bias, linear.weight.dtype, input_scale, input_zero_point)
 
-    def _set(
+    def _build(
         self,
         scheme: Scheme,
         quantized: QuantizedTensor,
@@ -90,6 +83,8 @@ class Linear(nn.Module):
         input_scale: Tensor | float | None,
         input_zero_point: Tensor | int | None,
     ) -> None:
+        super().__init__()
+        scale, zero_point = _static_input(scheme, input_scale, input_zero_point, quantized.device)
         packed = quantized.pack()
         self.scheme = scheme
         self.out_features, self.in_features = quantized.shape
@@ -99,14 +94,13 @@ class Linear(nn.Module):
         # Casts with the module, so that it knows the dtype that a float layer in its place would have.
         self.register_buffer("_like", torch.empty(0, dtype=dtype, device=packed.device), persistent=False)
         self._integer = scheme.family == "integer"
-        scale, zero_point = _static_input(scheme, input_scale, input_zero_point, packed.device)
         self.register_buffer("input_scale", scale, persistent=False)
         self.register_buffer("input_zero_point", zero_point, persistent=False)
 
     @classmethod
     def from_float(
         cls,
-        linear: nn.Linear,
+        linear: nn.Linear | Linear,
         scheme: Scheme | str = "W4A16",
         *,
         input_scale: Tensor | float | None = None,
@@ -116,7 +110,7 @@ class Linear(nn.Module):
         """The layer quantized. Its bias is the same Parameter; a layer on the meta device gives one there.
 
         Args:
-            linear: has ``weight`` [n, k] and ``bias`` [n] or None.
+            linear: its weight [n, k] and bias [n] are all that is looked at: a subclass's own ``forward`` is not.
             scheme: a preset's name or a ``Scheme``.
             input_scale, input_zero_point: of the activations, for static schemes.
             choices: attributes of the scheme to change.
@@ -125,19 +119,14 @@ class Linear(nn.Module):
             TypeError: no layer, or a weight of another dtype.
             ValueError: weights that are NaN or infinite, a weight that is not on the CPU.
         """
-        weight = getattr(linear, "weight", None)
-        if not isinstance(weight, Tensor):
+        if not isinstance(linear, (nn.Linear, Linear)):
             raise TypeError(f"linear is a {type(linear).__name__}: a torch.nn.Linear is needed")
         scheme = Scheme.of(scheme, **choices)
-        return cls._build(
-            scheme,
-            _quantize(weight, scheme),
-            linear.bias,
-            weight.dtype,
-            input_scale,
-            input_zero_point,
-            linear.training,
-        )
+        weight = linear.weight
+        self = cls.__new__(cls)
+        self._build(scheme, _quantize(weight, scheme), linear.bias, weight.dtype, input_scale, input_zero_point)
+        self.training = linear.training
+        return self
 
     @classmethod
     def from_quantized(
@@ -162,33 +151,8 @@ class Linear(nn.Module):
         parameter = None
         if bias is not None:
             parameter = bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias)
-        return cls._build(
-            scheme,
-            quantized,
-            parameter,
-            dtype,
-            input_scale,
-            input_zero_point,
-            True,
-        )
-
-    @classmethod
-    def _build(
-        cls,
-        scheme: Scheme,
-        quantized: QuantizedTensor,
-        bias: nn.Parameter | None,
-        dtype: torch.dtype,
-        input_scale: Tensor | float | None,
-        input_zero_point: Tensor | int | None,
-        training: bool,
-    ) -> Linear:
-        if not scheme.activation_dynamic and input_scale is None:
-            raise ValueError(f"scheme {scheme} has static activations: input_scale is needed")
         self = cls.__new__(cls)
-        nn.Module.__init__(self)
-        self._set(scheme, quantized, bias, dtype, input_scale, input_zero_point)
-        self.training = training
+        self._build(scheme, quantized, parameter, dtype, input_scale, input_zero_point)
         return self
 
     def _hold(self, quantized: QuantizedTensor) -> None:
@@ -197,18 +161,29 @@ class Linear(nn.Module):
         self._description = quantized.description
         self._family = self.scheme.family_on(quantized.device.type)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        activation_function: str | None = None,
+        multiply: Tensor | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """Y [..., out_features]; what may follow x W^T + bias is as ``lowbit.linear`` has it."""
         buffers = self._buffers  # nn.Module.__getattr__ takes 0.5 us for each name
         packed, bias = buffers["packed"], self._parameters["bias"]
         assert packed is not None
         scale = buffers["input_scale"]
         family = self._family
+        quantized = None if scale is None or family == "weight_only" else _QUANTIZED[family]
+        check_activation(x, self.in_features, packed.device, quantized)
+        epilogue: tuple[Any, ...] = ()
+        if activation_function is not None or multiply is not None or residual is not None:
+            epilogue = checked_epilogue(x, self.out_features, activation_function, multiply, residual)
         if family == "weight_only":
-            check_activation(x, self.in_features, packed.device)
-            result: Tensor = ops.weight_only(x, packed, bias, self.out_features, self._description)
+            result: Tensor = ops.weight_only(x, packed, bias, self.out_features, self._description, *epilogue)
             return result
         if family == "fp8":
-            check_activation(x, self.in_features, packed.device, None if scale is None else torch.float8_e4m3fn)
             return fp8(
                 x,
                 packed,
@@ -220,8 +195,8 @@ class Linear(nn.Module):
                 None,
                 self._like.dtype,
                 self._description,
+                epilogue,
             )
-        check_activation(x, self.in_features, packed.device, None if scale is None else torch.int8)
         return integer(
             x,
             packed,
@@ -233,6 +208,7 @@ class Linear(nn.Module):
             None,
             self._like.dtype,
             self._description,
+            epilogue,
         )
 
     @property
@@ -258,28 +234,28 @@ class Linear(nn.Module):
     # ---- moving and casting ----
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Linear:
-        device, before = fn(self._like).device, self.packed.device
+        like, before = fn(self._like), self.packed.device
+        device = like.device
         if device.type not in ("cpu", "cuda", "meta"):
             raise ValueError(f"device is {device}: lowbit has kernels for the CPU and for CUDA devices")
+        if like.dtype not in formats.FLOATS:
+            raise TypeError(f"dtype is {dtype_name(like.dtype)}: a layer is float32, float16 or bfloat16")
         repacked = None
         if device.type != before.type and "cuda" in (device.type, before.type):  # another layout
             repacked = self._repacked(device)
-        packed, scale = self.packed, self.input_scale
-        if repacked is not None:
-            self._buffers["packed"] = None
+        # Moved, never cast: neither by .to(dtype), which leaves integers alone, nor by .type(dtype), which does not.
+        kept = {name: buffer for name in ("packed", *_INPUT_NAMES) if (buffer := self._buffers[name]) is not None}
+        self._buffers |= dict.fromkeys(kept)
         try:
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+            moved = {name: _moved(buffer, fn) for name, buffer in kept.items() if name != "packed" or not repacked}
         except BaseException:
-            self._buffers["packed"] = packed
+            self._buffers |= kept
             raise
+        self._buffers |= moved
         if repacked is not None:
             self._buffers["packed"] = repacked.pack()
             self._hold(repacked)
-        if scale is not None:  # stays float32, whatever the layer is cast to
-            moved = self.input_scale
-            assert moved is not None
-            same = scale.device == moved.device or not scale.is_meta
-            self.input_scale = scale.to(moved.device) if same else torch.ones(1, device=moved.device)
         return self
 
     def _repacked(self, device: torch.device) -> QuantizedTensor:
@@ -362,6 +338,7 @@ class Linear(nn.Module):
         """The weight and the input's scale and zero point that the state dict holds, None for what it does not."""
         fmt = formats.get(self.scheme.format)
         weight = scale = zero_point = None
+        names.refuse_floating_point(mine, prefix)
         if not names.missing_names(mine, fmt, not self.scheme.symmetric, self._integer):
             weight = names.read_weight(
                 mine,
@@ -380,6 +357,8 @@ class Linear(nn.Module):
                 raise type(error)(f"{prefix}input_scale: {error}") from None
         bias = state.get(prefix + "bias")
         if self.bias is not None and bias is not None:
+            if not isinstance(bias, Tensor):
+                raise TypeError(f"{prefix}bias is a {type(bias).__name__}: a torch.Tensor is needed")
             if bias.shape != self.bias.shape:
                 raise ValueError(
                     f"{prefix}bias is {describe_shape(tuple(bias.shape))}: {describe_shape(tuple(self.bias.shape))} "
@@ -475,13 +454,22 @@ def _static_input(
         if scale is not None or zero_point is not None:
             raise ValueError(f"input_scale and input_zero_point: scheme {scheme} has no static activations")
         return None, None
-    assert scale is not None
+    if scale is None:
+        raise ValueError(f"scheme {scheme} has static activations: input_scale is needed")
     if scheme.activation_symmetric:
         if zero_point is not None:
             raise ValueError(f"input_zero_point: scheme {scheme} has symmetric activations")
     elif zero_point is None:
         raise ValueError(f"scheme {scheme} has asymmetric static activations: input_zero_point is needed")
     return static_scale(scale, zero_point, device, None)
+
+
+def _moved(buffer: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
+    """fn(buffer), if need be without its cast."""
+    moved = fn(buffer)
+    if moved.dtype == buffer.dtype:
+        return moved
+    return torch.empty_like(buffer, device=moved.device) if buffer.is_meta else buffer.to(moved.device)
 
 
 def _mismatch(quantized: QuantizedTensor, scheme: Scheme) -> str:

@@ -99,7 +99,7 @@ def _bitsandbytes(
 ) -> tuple[torch.Tensor, Grid]:
     """NF4 as bitsandbytes has it: weights times the reciprocal of absmax, and a scale of 0 for a group of zeros."""
     n, k = weight.shape
-    group_n, group_k = group
+    group_n, group_k = min(group[0], n), min(group[1], k)
     magnitude = torch.maximum(lows.abs(), highs.abs()).float()
     inverse = 1.0 / magnitude.clamp(min=1e-38)
     one = torch.ones(1, 1, dtype=torch.float32, device=weight.device)

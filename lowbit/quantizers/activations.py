@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lowbit.formats import FLOATS, describe_shape, dtype_name
-from lowbit.ops import activation_formats, ops
+from lowbit.ops import ACTIVATION_FORMATS, ops
 
 
 class QuantizedActivation(NamedTuple):
@@ -64,8 +64,15 @@ def quantize_activation(
         raise TypeError(f"x is {dtype_name(x.dtype)}: it must be float32, float16 or bfloat16")
     if x.dim() == 0 or x.shape[-1] == 0:
         raise ValueError(f"x is {describe_shape(tuple(x.shape))}: it must have a last dimension k of at least 1")
-    if format not in activation_formats():
-        raise ValueError(f"format is {format!r}: it must be one of {', '.join(activation_formats())}")
+    if format not in ACTIVATION_FORMATS:
+        raise ValueError(f"format is {format!r}: it must be one of {', '.join(ACTIVATION_FORMATS)}")
+    if not isinstance(rms_norm, (bool, Tensor)):
+        raise TypeError(
+            f"rms_norm is a {type(rms_norm).__name__}: it must be True, False or the weight, a torch.Tensor"
+        )
+    for name, tensor in (("residual", residual), ("silu_mul", silu_mul), ("global_scale", global_scale)):
+        if tensor is not None and not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} is a {type(tensor).__name__}: it must be a torch.Tensor or None")
     norm = rms_norm is not False
     if norm and silu_mul is not None:
         raise ValueError("rms_norm, silu_mul: at most one of them")
@@ -77,7 +84,7 @@ def quantize_activation(
             f"{'residual' if norm else 'silu_mul'} is {describe_shape(tuple(other.shape))} {dtype_name(other.dtype)}: "
             f"it must be as x, {describe_shape(tuple(x.shape))} {dtype_name(x.dtype)}"
         )
-    bits, block, _ = activation_formats()[format]
+    bits, block, _ = ACTIVATION_FORMATS[format]
     lead, k = x.shape[:-1], x.shape[-1]
     codes, scale, zero_point, total = ops.quantize_activation(
         x.reshape(-1, k),
@@ -90,13 +97,13 @@ def quantize_activation(
         power_of_two,
         swizzled,
     )
-    codes = codes.view(*lead, -1)
+    codes = codes.view(*lead, codes.shape[1])
     if bits == 8 and not format.startswith("int8"):
         codes = codes.view(torch.float8_e4m3fn)
     if block and format != "fp8_e4m3_block":
         scale = scale.view(torch.float8_e4m3fn if format == "nvfp4" else torch.float8_e8m0fnu)
     if not swizzled:
-        scale = scale.view(*lead, -1) if block else scale.view(lead)
+        scale = scale.view((*lead, *scale.shape[1:]))
     return QuantizedActivation(
         codes,
         scale,

@@ -34,7 +34,7 @@ class Scheme:
             scale of least squared error) or ``"absmean"`` (ternary: the mean magnitude, BitNet b1.58).
         activation: None (activations stay floating point), ``"int8"`` (quantized inside the op, integer
             multiplication; integer weights) or ``"fp8"`` (quantized to e4m3 on CUDA devices; the CPU has no fp8 product
-            and leaves them in floating point; fp8 and fp4 weights).
+            and leaves them in floating point; fp8, fp4 and int4 weights).
         activation_dynamic: True: a scale for every row of x, found on the fly; False: one given ``input_scale``.
         activation_symmetric: False: activations have a zero point, too. Only ``"int8"``.
         activation_group: ``"fp8"``, dynamic: 128 gives every 128 columns of a row a scale of their own; None: a row.
@@ -118,13 +118,13 @@ class Scheme:
             near = difflib.get_close_matches(name.upper(), PRESETS, n=3, cutoff=0.4)
             hint = f" (perhaps {' or '.join(near)}?)" if near else ""
             raise ValueError(f"scheme is {name!r}{hint}: it must be one of {', '.join(PRESETS)}") from None
-        return Scheme(**{**preset, **choices})
+        return Scheme(**{**preset, **_known(choices)})
 
     @staticmethod
     def of(scheme: Scheme | str, **choices: Any) -> Scheme:
         """``scheme`` itself, or the preset of that name, with ``choices`` changed."""
         if isinstance(scheme, Scheme):
-            return dataclasses.replace(scheme, **choices) if choices else scheme
+            return dataclasses.replace(scheme, **_known(choices)) if choices else scheme
         return Scheme.preset(scheme, **choices)
 
     @property
@@ -183,6 +183,16 @@ class Scheme:
         return formats.dtype_of(self.scale_dtype) if self.scale_dtype else weight_dtype
 
 
+def _known(choices: dict[str, Any]) -> dict[str, Any]:
+    names = [field.name for field in dataclasses.fields(Scheme)]
+    for name in choices:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+            hint = f" (perhaps {near[0]}?)" if near else ""
+            raise TypeError(f"a scheme has no choice {name!r}{hint}: it has {', '.join(names)}")
+    return choices
+
+
 def _normal_group_size(size: Any, fmt: formats.Format) -> GroupSize:
     own = bool(fmt.block_k)
     if size is None:
@@ -204,8 +214,8 @@ def _normal_group_size(size: Any, fmt: formats.Format) -> GroupSize:
     numbers = size if isinstance(size, tuple) else (1, size)
     if any(isinstance(number, bool) or not isinstance(number, int) for number in numbers):
         raise TypeError(f"group_size is {size!r}: it must be an int, (rows, columns), 'channel' or 'tensor'")
-    if len(numbers) != 2 or min(numbers) < 1:
-        raise ValueError(f"group_size is {size!r}: it must be at least 1, or (rows, columns) each at least 1, or -1")
+    if len(numbers) != 2 or not all(1 <= number < 2**31 for number in numbers):
+        raise ValueError(f"group_size is {size!r}: it must be in [1, 2^31), or (rows, columns) each in that, or -1")
     rows, columns = numbers
     if fmt.block_n and rows != fmt.block_n:
         raise ValueError(f"group_size is {size!r}: groups of {fmt.name} have {fmt.block_n} row")

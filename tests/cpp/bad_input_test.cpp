@@ -350,6 +350,7 @@ TEST(multiplications_that_cannot_be_are_refused) {
       },
       LOWBIT_INVALID_TYPE, "int8");
   refused([](auto& a) { a.num_x_scales = 2; }, LOWBIT_INVALID_VALUE, "2 activation scales for 3 rows");
+  refused([](auto& a) { a.x_scale = nullptr; }, LOWBIT_INVALID_VALUE, "x_scale is NULL");
   refused(
       [&](auto& a) {
         a.packed = packed_f.data();
@@ -367,6 +368,40 @@ TEST(multiplications_that_cannot_be_are_refused) {
   }
   zeros[2] = 0;
   refused([](auto& a) { a.activation = static_cast<lowbit_activation>(3); }, LOWBIT_INVALID_VALUE, "activation 3");
+  // the epilogue
+  std::vector<float> other(3 * 5);
+  const auto other_refused = [&](auto change, lowbit_status wanted, const char* part) {
+    refused(
+        [&](auto& a) {
+          a.combination = LOWBIT_ADD;
+          a.other = other.data();
+          a.other_stride = 5;
+          change(a);
+        },
+        wanted, part);
+  };
+  refused([](auto& a) { a.function = static_cast<lowbit_function>(5); }, LOWBIT_INVALID_VALUE, "function 5");
+  refused([](auto& a) { a.function = static_cast<lowbit_function>(-1); }, LOWBIT_INVALID_VALUE, "function -1");
+  other_refused([](auto& a) { a.combination = static_cast<lowbit_combination>(3); }, LOWBIT_INVALID_VALUE,
+                "combination 3");
+  other_refused([](auto& a) { a.combination = LOWBIT_ALONE; }, LOWBIT_INVALID_VALUE, "other is given");
+  other_refused([](auto& a) { a.other = nullptr; }, LOWBIT_INVALID_VALUE, "other is NULL");
+  other_refused([](auto& a) { a.other_dtype = LOWBIT_I8; }, LOWBIT_INVALID_TYPE, "other is int8");
+  other_refused([](auto& a) { a.other_stride = 4; }, LOWBIT_INVALID_VALUE, "rows of other are 4");
+  other_refused([&](auto& a) { a.other = y.data() + 1; }, LOWBIT_INVALID_VALUE, "overlaps y");
+  other_refused([&](auto& a) { a.other = y.data() + 14; }, LOWBIT_INVALID_VALUE, "overlaps y");
+  other_refused(
+      [&](auto& a) {
+        a.other = y.data();
+        a.other_dtype = LOWBIT_BF16;
+      },
+      LOWBIT_INVALID_VALUE, "overlaps y");
+  other_refused(
+      [&](auto& a) {
+        a.other = y.data();
+        a.other_stride = 6;
+      },
+      LOWBIT_INVALID_VALUE, "overlaps y");
 }
 
 TEST(impossible_levels_are_refused) {

@@ -121,6 +121,15 @@ TEST(the_table_of_kernels) {
   CHECK_EQ(lowbit_kernel_get(lowbit_num_kernels(), &info), LOWBIT_INVALID_VALUE);
   const lowbit_problem unknown = problem_of(LOWBIT_WEIGHT_ONLY, 99, 1, LOWBIT_F32);
   CHECK_EQ(lowbit_explain(&unknown, nullptr, nullptr), LOWBIT_INVALID_VALUE);
+  for (int64_t lowbit_problem::* size :
+       {&lowbit_problem::m, &lowbit_problem::n, &lowbit_problem::k, &lowbit_problem::group_k, &lowbit_problem::group_n})
+    for (const lowbit_device device : {LOWBIT_CPU, LOWBIT_CUDA}) {
+      lowbit_problem impossible = problem_of(LOWBIT_WEIGHT_ONLY, 0, 1, LOWBIT_F32);
+      impossible.device = device;
+      impossible.arch = 90;
+      impossible.*size = -1;
+      CHECK_EQ(lowbit_explain(&impossible, nullptr, nullptr), LOWBIT_INVALID_VALUE);
+    }
 }
 
 TEST(a_level_caps_what_runs) {

@@ -19,7 +19,8 @@ uint64_t fnv1a(const void* data, size_t bytes) {
   return hash;
 }
 
-// All formats, activations, dtypes and ways to quantize, with sizes on and off every tile. y is fp32.
+// All formats, activations, dtypes and ways to quantize, with sizes on and off every tile; of integers, what follows
+// the sums, too. y is fp32.
 template <class Visit>
 void for_each_golden_problem(const Visit& visit) {
   random_source random(41);
@@ -33,7 +34,10 @@ void for_each_golden_problem(const Visit& visit) {
           const canonical_weight w = random_weight(options_of(f.name, n, k, random), random);
           multiplication c(w, m, x, random);
           c.y_dtype = LOWBIT_F32;
-          if (family == LOWBIT_INTEGER) choose_activation(c, random);
+          if (family == LOWBIT_INTEGER) {
+            choose_activation(c, random);
+            c.epilogue.function = static_cast<lowbit_function>(random.below(5));
+          }
           visit(family, w, c);
         }
 }

@@ -16,6 +16,7 @@ struct multiplication {
   bool has_x_zero_point = false;
   int threads = 1;
   exact_bytes x, y, bias;
+  lowbit::epilogue_terms epilogue{};
   std::vector<float> x_scale;
   std::vector<int32_t> x_zero_point;
 
@@ -94,10 +95,15 @@ struct multiplication {
       a.x_zero_point = zeros;
       a.num_x_scales = num_scales;
       a.parallel = parallel;
+      a.function = epilogue.function;
+      a.combination = epilogue.combination;
+      a.other = epilogue.other;
+      a.other_dtype = static_cast<lowbit_dtype>(epilogue.other_dtype);
+      a.other_stride = epilogue.other_stride;
       return lowbit_gemm(&a);
     }
     lowbit::gemm_problem p{{},      m,        x.data(),   x_dtype, x_stride, b,          bias_dtype, y.data(),
-                           y_dtype, y_stride, activation, scales,  zeros,    num_scales, parallel};
+                           y_dtype, y_stride, activation, scales,  zeros,    num_scales, parallel,   epilogue};
     if (const lowbit_status status = lowbit::view_packed(packed.data(), packed.size(), &p.w)) return status;
     return row.run(p);
   }

@@ -64,6 +64,9 @@ struct product {
   bool bias = true;
   lowbit_activation activation = LOWBIT_DYNAMIC_SYMMETRIC;
   int64_t padding = 0;  // elements between the rows of x and of y
+  lowbit_function function = LOWBIT_IDENTITY;
+  lowbit_combination combination = LOWBIT_ALONE;
+  bool in_place = false;  // `other` is y
 };
 
 // The same arguments for both devices; `cuda` has its own pointers.
@@ -77,6 +80,10 @@ lowbit_gemm_args arguments(const product& p, const lowbit_weight& w) {
   a.y_dtype = p.y_dtype;
   a.y_stride = w.n + p.padding;
   a.activation = p.activation;
+  a.function = p.function;
+  a.combination = p.combination;
+  a.other_dtype = p.in_place ? p.y_dtype : LOWBIT_F16;
+  a.other_stride = a.y_stride;
   return a;
 }
 
@@ -98,7 +105,9 @@ results multiply(const product& p, const device_weight& w, random_source& random
   std::vector<float> x_scale(1, 0.0125f);
   const std::vector<int32_t> x_zero(1, 3);
   const size_t y_bytes = static_cast<size_t>(((p.m - 1) * a.y_stride + d.n) * lowbit::dtype_bytes(p.y_dtype));
+  const bytes other = floats(p.m * a.other_stride, a.other_dtype, random);
   results r{bytes(y_bytes, 0xa5), {}, {}};
+  if (p.in_place) r.cpu.assign(other.begin(), other.begin() + static_cast<std::ptrdiff_t>(y_bytes));
   for (int64_t i = 0; i < p.m; ++i)
     for (int64_t k = 0; k < d.k; ++k) r.x.push_back(lowbit::load_as_f32(x.data(), i * a.x_stride + k, p.x_dtype));
 
@@ -109,6 +118,7 @@ results multiply(const product& p, const device_weight& w, random_source& random
   on_cpu.packed_bytes = packed.size();
   on_cpu.bias = p.bias ? bias.data() : nullptr;
   on_cpu.y = r.cpu.data();
+  if (p.combination) on_cpu.other = p.in_place ? r.cpu.data() : other.data();
   if (p.activation == LOWBIT_STATIC) {
     on_cpu.x_scale = x_scale.data();
     on_cpu.x_zero_point = x_zero.data();
@@ -119,7 +129,9 @@ results multiply(const product& p, const device_weight& w, random_source& random
   const device_bytes device_x(x), device_bias(bias);
   const emulator::buffer<float> device_scale(x_scale);
   const emulator::buffer<int32_t> device_zero(x_zero);
+  const device_bytes device_other(other);
   device_bytes y(y_bytes);
+  if (p.in_place) y.set(other.data(), y_bytes);
   a.device = LOWBIT_CUDA;
   a.weight = &d;
   a.x = device_x.data();
@@ -127,6 +139,7 @@ results multiply(const product& p, const device_weight& w, random_source& random
   a.packed_bytes = w.packed_bytes;
   a.bias = p.bias ? device_bias.data() : nullptr;
   a.y = y.data();
+  if (p.combination) a.other = p.in_place ? static_cast<const void*>(y.data()) : device_other.data();
   if (p.activation == LOWBIT_STATIC) {
     a.x_scale = device_scale.data();
     a.x_zero_point = device_zero.data();
@@ -202,10 +215,17 @@ TEST(integer_products_are_the_cpu_s_to_the_bit) {
           {LOWBIT_INTEGER, 9, LOWBIT_F32, LOWBIT_F32, false, LOWBIT_DYNAMIC_ASYMMETRIC, 3},
           {LOWBIT_INTEGER, 17, LOWBIT_F16, LOWBIT_F32, true, LOWBIT_STATIC, 1},
           {LOWBIT_INTEGER, 70, LOWBIT_I8, LOWBIT_F16, true, LOWBIT_STATIC, 5},
+          // and what may follow the sums
+          {LOWBIT_INTEGER, 3, LOWBIT_BF16, LOWBIT_BF16, true, LOWBIT_DYNAMIC_SYMMETRIC, 0, LOWBIT_SILU},
+          {LOWBIT_INTEGER, 9, LOWBIT_F32, LOWBIT_F32, true, LOWBIT_DYNAMIC_SYMMETRIC, 3, LOWBIT_RELU},
+          {LOWBIT_INTEGER, 5, LOWBIT_F32, LOWBIT_F32, true, LOWBIT_DYNAMIC_SYMMETRIC, 3, LOWBIT_GELU, LOWBIT_ADD, true},
+          {LOWBIT_INTEGER, 7, LOWBIT_BF16, LOWBIT_F16, true, LOWBIT_STATIC, 5, LOWBIT_GELU_TANH, LOWBIT_MULTIPLY},
+          {LOWBIT_INTEGER, 2, LOWBIT_BF16, LOWBIT_BF16, false, LOWBIT_STATIC, 0, LOWBIT_IDENTITY, LOWBIT_ADD, true},
       };
       for (const product& p : products) {
         const results r = multiply(p, w, random);
-        CHECK(r.cpu == r.cuda, "%s, %s x, activation %d%s", format, lowbit::dtype_name(p.x_dtype), p.activation,
+        CHECK(r.cpu == r.cuda, "%s, %s x, activation %d, function %d, combination %d%s", format,
+              lowbit::dtype_name(p.x_dtype), p.activation, p.function, p.combination,
               grouped ? ", groups and zero points" : "");
       }
     }
@@ -282,16 +302,25 @@ TEST(what_cannot_be_is_refused) {
   refused([](auto& a) { a.x_dtype = LOWBIT_E4M3; }, LOWBIT_INVALID_TYPE, "x is float8_e4m3fn");
   refused([](auto& a) { a.y_dtype = LOWBIT_I8; }, LOWBIT_INVALID_TYPE, "y is int8");
   refused([](auto& a) { a.m = -1; }, LOWBIT_INVALID_VALUE, "m is -1");
-  refused([](auto& a) { a.device = static_cast<lowbit_device>(7); }, LOWBIT_INVALID_VALUE, "device is 7");
-  const device_weight nf4({"nf4", 64, 128}, random);
+  refused([](auto& a) { a.function = static_cast<lowbit_function>(9); }, LOWBIT_INVALID_VALUE, "function 9");
   refused(
-      [&](auto& a) {
-        a.family = LOWBIT_FP8;
-        a.weight = &nf4.description;
-        a.packed = nf4.packed.data();
-        a.packed_bytes = nf4.packed_bytes;
+      [](auto& a) {
+        a.combination = LOWBIT_ADD;
+        a.other_stride = 64;
       },
-      LOWBIT_UNSUPPORTED, "no kernel multiplies");
+      LOWBIT_INVALID_VALUE, "other is NULL");
+  refused([](auto& a) { a.device = static_cast<lowbit_device>(7); }, LOWBIT_INVALID_VALUE, "device is 7");
+  for (const char* format : {"nf4", "fp8_e5m2", "int8"}) {
+    const device_weight other({format, 64, 128}, random);
+    refused(
+        [&](auto& a) {
+          a.family = LOWBIT_FP8;
+          a.weight = &other.description;
+          a.packed = other.packed.data();
+          a.packed_bytes = other.packed_bytes;
+        },
+        LOWBIT_UNSUPPORTED, "no kernel multiplies");
+  }
   refused(
       [](auto& a) {
         a.family = LOWBIT_INTEGER;

@@ -105,14 +105,23 @@ TEST(integer_long_k) {
     for (const int64_t group_k : {1024, 2048, 2560, 5000}) check(integer_rows[r], 4, 3, 20, 4500, group_k, 1);
 }
 
+// A group of several segments; x with zero points needs their column sums.
 TEST(integer_segments) {
   for (int r = 0; r < num_integer_rows; ++r) {
     random_source random(7);
-    const fragment_weight w = random_fragments(integer_format(8), 2, 32768 + 200, 1 << 20, LOWBIT_F32, true, random);
-    product p(w, 2, LOWBIT_I8, random);
-    scale_rows(p, random);
-    p.has_x_zero = false;
-    if (p.run(integer_rows[r], p.describe())) check_bits(integer_rows[r], p);
+    for (const int bits : {2, 4, 8})
+      for (const int64_t group_k : {int64_t{1} << 20, int64_t{32768} + 72}) {
+        if (r % 3 != bits / 4 && !std::strstr(integer_rows[r].name, "8x32")) continue;
+        const int64_t k = group_k == 1 << 20 ? 32768 + 203 : 2 * group_k - 5;
+        const fragment_weight w = random_fragments(integer_format(bits), 2, k, group_k, LOWBIT_F32, true, random);
+        product p(w, 2, LOWBIT_I8, random);
+        scale_rows(p, random);
+        p.has_x_zero = true;
+        if (p.x_zero.empty())
+          for (size_t i = 0; i < p.x_scale.size(); ++i)
+            p.x_zero.push_back(static_cast<int32_t>(random.below(256)) - 128);
+        if (p.run(integer_rows[r], p.describe())) check_bits(integer_rows[r], p);
+      }
   }
 }
 

@@ -223,4 +223,30 @@ TEST(encoding_gives_the_host_s_codes) {
   }
 }
 
+// Weights move once, so these kernels load and store their packed side whole and are bounded, not tuned, on the other.
+TEST(packing_accesses) {
+  emulator::clear_access_counts();
+  random_source random(6);
+  for (const char* format : {"int4", "int8", "int2"}) {
+    weight_options o{format, 128, 1024};
+    o.group_k = 128;
+    o.zero_point = true;
+    const problem p(random_weight(o, random), random);
+    const std::vector<uint8_t> host = packed_on_host(p);
+    const emulator::buffer<uint8_t> packed(host);
+    emulator::buffer<uint8_t> again(host.size()), out(128 * 1024 * 2), codes(p.w.codes.size()),
+        scales(p.w.scales.size()), zero_points(p.zero_bytes), none(1);
+    CHECK_RAN(sm80::unpack(p.device, packed.data(),
+                           {codes.data(), scales.data(), reinterpret_cast<int8_t*>(zero_points.data()), none.data(),
+                            none.data(), none.data()},
+                           nullptr));
+    CHECK_RAN(sm80::dequantize_packed(p.device, packed.data(), out.data(), LOWBIT_BF16, nullptr));
+    CHECK_RAN(sm80::dequantize(p.device, out.data(), LOWBIT_BF16, nullptr));
+    CHECK_RAN(sm80::pack(p.device, again.data(), nullptr));
+  }
+  emulator::print_access_counts();
+  const std::string worst = emulator::worse_than(1.0, 8.0);
+  CHECK(worst.empty(), "%s", worst.c_str());
+}
+
 }  // namespace lowbit::cuda

@@ -81,6 +81,7 @@ def test_from_many_threads() -> None:
     linear = layer("W8A8")
     x = torch.randn(33, 4096, device="cuda", dtype=torch.bfloat16)
     wanted = linear(x)
+    torch.cuda.synchronize()  # other streams read x
     failures: list[int] = []
 
     def work(index: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 gguf = pytest.importorskip("gguf", reason="the oracle package gguf is not installed")
 
@@ -72,3 +73,15 @@ def write(path, tensors=(), metadata=None, **header) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def file_of_all_types(directory):
+    """A file with a random tensor of every type: its path, and the blocks."""
+    path = directory / "all.gguf"
+    blocks = {kind: random_blocks(kind, 37, 768, seed) for seed, kind in enumerate(TYPES)}
+    write(path, [(f"blk.0.{kind}.weight", data, kind) for kind, data in blocks.items()])
+    return path, blocks
+
+
+def same_bits(a: torch.Tensor, b: np.ndarray) -> bool:
+    return torch.equal(a.view(torch.int32), torch.from_numpy(b).view(torch.int32))

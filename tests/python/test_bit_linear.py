@@ -11,6 +11,7 @@ from torch import nn
 import lowbit
 from lowbit import Scheme
 from lowbit.nn import BitLinear, Linear
+from lowbit.nn.bit_linear import int8_rows
 
 
 def formulas(x, weight, bias):
@@ -159,3 +160,12 @@ def test_refusals():
         layer.weight[1, 2] = float("inf")
     with pytest.raises(ValueError, match=r"1 infinite values, the first at \[1, 2\]"):
         layer.pack()
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_activations_are_those_of_the_integer_kernels_to_the_bit(dtype):
+    """Numbers of few bits are often halfway between two: one more rounding anywhere and they go the other way."""
+    x = torch.randn(64, 2048).bfloat16().to(dtype)
+    x[0], x[1], x[2] = 0, 1e-30, torch.arange(2048) % 255 - 127
+    q, scale, _ = torch.ops.lowbit.quantize_rows(x, True)
+    assert torch.equal(int8_rows(x), (q * scale[:, None]).to(dtype))

@@ -18,7 +18,7 @@ EMULATOR = ROOT / "tests" / "cuda_emulator"
 PROGRAM = EMULATOR / "conformance" / "conformance.cpp"
 SKIPPED = 77
 # What one program can hold: sm_90a's own instructions assemble for no other chip.
-VARIANTS = {"every_chip": ["80", "89", "120"], "hopper": ["90a"]}
+VARIANTS = {"every_chip": ["80", "89", "100", "120"], "hopper": ["90a"]}
 
 
 def find_nvcc() -> str | None:

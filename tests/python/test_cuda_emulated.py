@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -132,6 +133,33 @@ assert (y.float() - wanted).norm() / wanted.norm() < 0.04
 @pytest.mark.parametrize("arch", [89, 90])
 def test_torch_s_fp8(package: Path, arch: int) -> None:
     run(package, FP8, arch=arch)
+
+
+QUANTIZERS = """
+import sys, torch, lowbit
+from lowbit._load import core
+x, cases = torch.load(sys.argv[1])
+out = [tuple(lowbit.quantize_activation(x, name, **options)) for name, options in cases]
+torch.save((core().build_info()["emulated"], out), sys.argv[2])
+"""
+
+
+def test_torch_s_activation_quantizers(package: Path, tmp_path: Path) -> None:
+    torch.manual_seed(4)
+    x, other, weight = torch.randn(5, 272).bfloat16(), torch.randn(5, 272).bfloat16(), torch.rand(272) + 0.5
+    cases: list[tuple[str, dict[str, Any]]] = []
+    for name in ("int8", "int8_asymmetric", "fp8_e4m3", "fp8_e4m3_block", "mxfp8", "mxfp4", "nvfp4"):
+        cases += [(name, {}), (name, {"rms_norm": weight, "residual": other}), (name, {"silu_mul": other})]
+        if name in ("mxfp8", "mxfp4", "nvfp4"):
+            cases.append((name, {"swizzled": True}))
+    torch.save((x, cases), tmp_path / "inputs")
+    run(package, QUANTIZERS, str(tmp_path / "inputs"), str(tmp_path / "emulated"))
+    emulated, got = torch.load(tmp_path / "emulated")
+    assert emulated
+    for (name, options), results in zip(cases, got, strict=True):
+        for one, other_one in zip(results, lowbit.quantize_activation(x, name, **options), strict=True):
+            assert (one is None) == (other_one is None), name
+            assert one is None or torch.equal(one.view(torch.uint8), other_one.view(torch.uint8)), (name, list(options))
 
 
 # NumPy in CuPy's place: what lowbit.cupy uses of it.

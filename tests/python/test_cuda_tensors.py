@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import lowbit
 from lowbit import QuantizedTensor
 from lowbit._load import core
-from lowbit.ops import activation_formats, ops
+from lowbit.ops import ACTIVATION_FORMATS, ops
 
 SCHEMES = ["W4A16", "W4A16_ASYM", "W8A16", "W8A8", "W4A8", "FP8", "FP8_BLOCK", "NVFP4A16", "MXFP4A16", "NF4"]
 
@@ -105,7 +105,7 @@ def test_a_graph_holds_the_description() -> None:
 
 @pytest.mark.parametrize("name", ["int8", "int8_asymmetric", "fp8_e4m3", "fp8_e4m3_block", "mxfp8", "mxfp4", "nvfp4"])
 def test_quantized_activations_on_fake_tensors(name: str) -> None:
-    bits, block, dtype = activation_formats()[name]
+    bits, block, dtype = ACTIVATION_FORMATS[name]
     with FakeTensorMode():
         x = torch.empty(5, 256, device="cuda", dtype=torch.bfloat16)
         other = torch.empty_like(x)
@@ -132,7 +132,7 @@ def test_the_cpu_refuses_fp8_products() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"activation": "fp8", "format": "int4"}, "needs a weight whose values e4m3 has"),
+        ({"activation": "fp8", "format": "int8"}, "needs a weight whose values e4m3 has"),
         ({"activation": "fp8", "activation_symmetric": False}, "fp8 activations have no zero point"),
         ({"activation": "fp8", "activation_group": 64}, "must be None or 128"),
         ({"activation_group": 128}, "only dynamic 'fp8' activations have groups"),

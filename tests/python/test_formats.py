@@ -64,14 +64,15 @@ def test_ternary():
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
-def test_codes_are_a_stream_of_bits(bits):
+@pytest.mark.parametrize("k", [1, 7, 8, 9, 64, 77])
+def test_codes_are_a_stream_of_bits(bits, k):
     """As compressed-tensors packs them, and as NumPy takes them apart."""
-    numbers = torch.randint(0, 2**bits, (5, 77)).to(torch.uint8)
+    numbers = torch.randint(0, 2**bits, (5, k)).to(torch.uint8)
     packed = formats.pack_codes(numbers, bits)
-    assert packed.shape == (5, -(-77 * bits // 8))
+    assert packed.shape == (5, -(-k * bits // 8))
     assert torch.equal(packed, pack_bits(numbers, bits))
-    assert torch.equal(formats.unpack_codes(packed, bits, 77), numbers)
-    assert torch.equal(unpack_bits(packed, bits, 77), numbers.long())
+    assert torch.equal(formats.unpack_codes(packed, bits, k), numbers)
+    assert torch.equal(unpack_bits(packed, bits, k), numbers.long())
     helpers = need("compressed_tensors.compressors.pack_quantized.helpers")
     signed = (numbers.int() - 2 ** (bits - 1)).to(torch.int8)
     theirs = helpers.pack_to_int32(signed, bits)

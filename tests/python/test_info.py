@@ -35,6 +35,11 @@ def test_every_public_name_is_there():
     ]
 
 
+def test_cupy_is_reached_and_hides_nothing():
+    assert python("import lowbit; print(lowbit.cupy.linear.__module__)").strip() == "lowbit.cupy"
+    assert "cupy" not in lowbit.__all__
+
+
 def test_version():
     assert lowbit.__version__ == core().version()
 
@@ -69,6 +74,14 @@ def test_explain_takes_layers_and_tensors():
     problem = lowbit.explain(tensor, 4, x_dtype=torch.float32).problem
     assert problem.startswith("weight_only int4: m = 4, n = 40, k = 96, groups of 128, float32 activations")
     assert lowbit.explain(tensor, 4).kernel == lowbit.explain("W4A16", 4, 40, 96).kernel
+
+
+def test_explain_says_why_there_is_no_kernel():
+    if core().cuda()["architectures"]:
+        pytest.skip("this build has CUDA kernels")
+    explanation = lowbit.explain("W4A16", 1, 64, 64, device="sm_90")
+    assert explanation.kernel is None
+    assert "none: this lowbit was built without CUDA kernels" in str(explanation)
 
 
 def test_explain_refuses():

@@ -153,7 +153,22 @@ STATIC = Scheme.preset("W8A8", activation_dynamic=False)
         ({"scheme": "W4A16", "targets": "Conv2d"}, ValueError, "target 'Conv2d' matches no module of Model"),
         ({"scheme": "W4A16", "targets": ["Linear", "re:x"]}, ValueError, "target 're:x' matches no"),
         ({"scheme": "W4A16", "targets": "Embedding"}, ValueError, "no torch.nn.Linear of Model matches"),
-        ({"scheme": "W4A16", "targets": [4]}, TypeError, "target is 4"),
+        ({"scheme": "W4A16", "targets": [4]}, TypeError, "targets has 4: it must be a class name"),
+        ({"scheme": {4: "W4A16"}}, TypeError, "targets has 4: it must be a class name"),
+        ({"scheme": "W4A16", "targets": None}, TypeError, "targets is None: it must be a name or several"),
+        ({"scheme": "W4A16", "targets": "re:("}, ValueError, r"targets has 're:\(', which is no regular expression"),
+        ({"scheme": "W4A16", "ignore": ["re:["]}, ValueError, r"ignore has 're:\[', which is no regular expression"),
+        ({"scheme": "W4A16", "ignore": [4]}, TypeError, "ignore has 4: it must be a class name"),
+        (
+            {"scheme": "W4A16", "input_scales": {"layers.0.q_proj": 1.0}},
+            ValueError,
+            "input_scales has 'layers.0.q_proj'",
+        ),
+        (
+            {"scheme": STATIC, "input_scales": {"q_proj": 1.0}},
+            ValueError,
+            "input_scales has 'q_proj': no layer of that",
+        ),
         ({"scheme": "W4A16", "ignore": "Linear"}, ValueError, "without matching"),
         ({"scheme": {"Linear": "W4A16"}, "targets": "re:.*"}, ValueError, "its keys are the targets"),
         ({"scheme": STATIC}, ValueError, "layers.0.q_proj: .* input_scales has no 'layers.0.q_proj'"),
@@ -224,6 +239,7 @@ def test_layers_that_cannot_be_replaced_are_left_and_reported():
         {
             "odd": Odd(64, 64),
             "normed": torch.nn.utils.parametrizations.weight_norm(nn.Linear(64, 64)),
+            "pruned": torch.nn.utils.prune.identity(nn.Linear(64, 64), "weight"),
             "attention": nn.MultiheadAttention(64, 2),
             "plain": nn.Linear(64, 64),
         }
@@ -233,10 +249,11 @@ def test_layers_that_cannot_be_replaced_are_left_and_reported():
     notes = {row.layer: row.note for row in report}
     assert notes["odd"] == "left as it is: Odd has a forward of its own"
     assert notes["normed"] == "left as it is: its weight is parametrized"
+    assert notes["pruned"] == "left as it is: a hook computes its weight"
     assert notes["attention.out_proj"] == "left as it is: nn.MultiheadAttention reads its weight"
     assert notes["plain"] == ""
     assert math.isnan(report["odd"].relative_error)
-    assert "1 of 4 layers quantized" in str(report)
+    assert "1 of 5 layers quantized" in str(report)
 
 
 def test_hooks_and_mode_go_over():

@@ -89,10 +89,20 @@ def test_from_quantized_shares_memory():
             Linear.from_quantized(tensor, scheme)
 
 
+class Transposed(nn.Module):
+    """As the Conv1D of transformers: its weight is [inputs, outputs]."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(4, 8)), nn.Parameter(torch.zeros(8))
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
         (lambda: Linear.from_float(nn.ReLU()), TypeError, "linear is a ReLU"),
+        (lambda: Linear.from_float(nn.Embedding(4, 4)), TypeError, "linear is a Embedding"),
+        (lambda: Linear.from_float(Transposed()), TypeError, "linear is a Transposed"),
         (lambda: Linear.from_float(nn.Linear(4, 4, dtype=torch.float64)), TypeError, "weight is float64"),
         (lambda: Linear.from_float(nn.Linear(4, 4), "W4A17"), ValueError, "scheme is 'W4A17'"),
         (lambda: Linear.from_float(nn.Linear(4, 4), "W4A16", input_scale=1.0), ValueError, "no static activations"),
@@ -204,6 +214,27 @@ def test_casts(scheme):
             assert layer.input_scale.dtype == torch.float32
             assert layer.input_scale == torch.tensor([0.05])
     assert layer.cpu() is layer
+
+
+def test_type_casts_what_to_casts():
+    """nn.Module.type() hands every tensor to its function, codes and zero points too."""
+    layer = Linear.from_float(nn.Linear(96, 40), STATIC_ASYM, **static_options(STATIC_ASYM))
+    x = torch.randn(2, 96)
+    y = layer(x)
+    layer.type(torch.bfloat16)
+    assert layer.packed.dtype == torch.uint8
+    assert (layer.input_scale.dtype, layer.input_zero_point.dtype) == (torch.float32, torch.int32)
+    assert layer.weight.dtype == layer.bias.dtype == torch.bfloat16
+    torch.testing.assert_close(layer(x), y, rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex64, torch.float8_e4m3fn])
+@pytest.mark.filterwarnings("ignore:Complex modules")
+def test_other_dtypes_are_refused_before_anything_is_cast(dtype):
+    layer = Linear(96, 40)
+    with pytest.raises(TypeError, match=f"dtype is {str(dtype)[6:]}: a layer is float32, float16 or bfloat16"):
+        layer.to(dtype)
+    assert layer.bias.dtype == layer.weight.dtype == torch.float32
 
 
 def test_other_devices_are_refused_before_anything_moves():

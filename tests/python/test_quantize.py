@@ -270,6 +270,16 @@ def test_scale_dtypes():
         torch.testing.assert_close(quantized.scales.float(), exact, rtol=2.0**-8, atol=0)
 
 
+@pytest.mark.parametrize("preset", ["W4A16", "W4A16_ASYM", "NF4", "NF4_DQ", "BITNET", "FP8_BLOCK"])
+def test_a_group_may_be_larger_than_the_weight(preset):
+    weight = torch.randn(40, 96)
+    huge = 2**31 - 1 if preset.startswith("NF4_DQ") else (2**31 - 1, 2**31 - 1)
+    whole = 96 if preset.startswith("NF4_DQ") else (40, 96)
+    quantized = lowbit.quantize(weight, preset, group_size=huge)
+    assert torch.equal(quantized.dequantize(), lowbit.quantize(weight, preset, group_size=whole).dequantize())
+    assert torch.equal(lowbit.linear(torch.eye(96), quantized), quantized.dequantize().t())
+
+
 def test_threads_do_not_matter(threads):
     weight = torch.randn(333, 1000)
     results = []

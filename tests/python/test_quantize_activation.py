@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 import pytest
 import torch
 
+import lowbit
 from lowbit.ops import ops
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
@@ -115,3 +118,42 @@ def test_behind_silu(dtype: torch.dtype) -> None:
     values = torch.nn.functional.silu(gate.double()) * up.double()
     torch.testing.assert_close(scale.double(), values.abs().amax(1) / 127, rtol=1e-6, atol=0)
     assert ((q * scale[:, None].double() - values).abs() <= scale[:, None] * 0.50001).all()
+
+
+@pytest.mark.parametrize("name", ["int8", "int8_asymmetric", *BLOCKS])
+@pytest.mark.parametrize("lead", [(), (0,), (3,), (2, 0, 5)])
+def test_leading_dimensions(name: str, lead: tuple[int, ...]) -> None:
+    x = torch.randn(*lead, 256)
+    codes, scale, zero_point, total = lowbit.quantize_activation(x, name, rms_norm=True, residual=x)
+    assert codes.shape == (*lead, 128 if name.endswith("fp4") else 256)
+    assert scale.shape == ((*lead, 256 // BLOCKS[name]) if BLOCKS.get(name) else lead)
+    assert (zero_point is not None and zero_point.shape == lead) == (name == "int8_asymmetric")
+    assert total is not None
+    assert torch.equal(total, x + x)
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("name", ["int8", "mxfp8", "nvfp4"])
+def test_it_compiles(name: str) -> None:
+    x = torch.randn(5, 96)
+    compiled = torch.compile(lowbit.quantize_activation, fullgraph=True, backend="aot_eager")
+    for ours, theirs in zip(lowbit.quantize_activation(x, name)[:2], compiled(x, name)[:2], strict=True):
+        assert torch.equal(ours.view(torch.uint8), theirs.view(torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"format": "int4"}, ValueError, "'int4': it must be one of int8"),
+        ({"rms_norm": None}, TypeError, "rms_norm is a NoneType: it must be True, False or the weight"),
+        ({"rms_norm": True, "residual": [1.0]}, TypeError, "residual is a list"),
+        ({"silu_mul": 1.0}, TypeError, "silu_mul is a float"),
+        ({"format": "nvfp4", "global_scale": 2.0}, TypeError, "global_scale is a float"),
+        ({"residual": torch.zeros(3, 64)}, ValueError, "residual: only rms_norm takes it"),
+        ({"silu_mul": torch.zeros(3, 63)}, ValueError, "silu_mul is 3 x 63 float32: it must be as x, 3 x 64 float32"),
+        ({"rms_norm": torch.zeros(63)}, ValueError, r"weight has shape \[63\]: it must be \[64\]"),
+    ],
+)
+def test_refusals(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        lowbit.quantize_activation(torch.zeros(3, 64), **options)

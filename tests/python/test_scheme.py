@@ -91,6 +91,8 @@ def test_choices_change_a_preset():
         ({"format": "int4", "group_size": 0}, ValueError, "group_size is 0"),
         ({"format": "int4", "group_size": -2}, ValueError, "group_size is -2"),
         ({"format": "int4", "group_size": (0, 3)}, ValueError, r"group_size is \(0, 3\)"),
+        ({"format": "int4", "group_size": 2**31}, ValueError, "group_size is 2147483648"),
+        ({"format": "int4", "group_size": 2**70}, ValueError, "group_size is 1180591620717411303424"),
         ({"format": "int4", "group_size": (1, 2, 3)}, ValueError, r"group_size is \(1, 2, 3\)"),
         ({"format": "int4", "group_size": 1.5}, TypeError, "group_size is 1.5"),
         ({"format": "int4", "group_size": True}, TypeError, "group_size is True"),
@@ -105,9 +107,9 @@ def test_choices_change_a_preset():
         ({"format": "fp8_e4m3", "scale_rule": "signed_max"}, ValueError, "fp8_e4m3 gains nothing"),
         ({"format": "int4", "symmetric": False, "scale_rule": "signed_max"}, ValueError, "asymmetric int4 gains"),
         (
-            {"format": "int4", "activation": "fp8"},
+            {"format": "int8", "activation": "fp8"},
             ValueError,
-            "'fp8': it needs a weight whose values e4m3 has, not int4",
+            "'fp8': it needs a weight whose values e4m3 has, not int8",
         ),
         ({"format": "int4", "scale_rule": "absmean"}, ValueError, "'absmean': it is the rule of ternary weights"),
         ({"format": "ternary", "scale_rule": "signed_max"}, ValueError, "ternary gains nothing"),
@@ -136,3 +138,9 @@ def test_unknown_presets_suggest():
         Scheme.preset("zzzz")
     with pytest.raises(TypeError, match="scheme is a int"):
         Scheme.of(4)
+
+
+@pytest.mark.parametrize("scheme", ["W4A16", Scheme("int4")])
+def test_unknown_choices_suggest(scheme):
+    with pytest.raises(TypeError, match=r"no choice 'groupsize' \(perhaps group_size\?\): it has format, group_size"):
+        Scheme.of(scheme, groupsize=64)

@@ -9,7 +9,7 @@ from test_nn import ALL, STATIC_ASYM, static_options
 from torch import nn
 
 import lowbit
-from lowbit import Scheme, checkpoints, formats
+from lowbit import Scheme, formats
 from lowbit.nn import Linear
 
 
@@ -256,6 +256,14 @@ def test_meta_without_assign_warns_as_torch_does():
     assert layer.packed.is_meta
 
 
+@pytest.mark.parametrize("scheme", ["W4A16", "W8A8", "FP8", "NF4"])
+def test_a_floating_point_checkpoint_is_told(scheme):
+    with pytest.raises(
+        TypeError, match=r"weight(_packed)? is float32: this is a floating-point checkpoint; load it into"
+    ):
+        make(scheme).load_state_dict(nn.Linear(96, 40).state_dict(), strict=False)
+
+
 def test_to_empty_then_load():
     source = make("W4A16")
     layer = Linear(96, 40, device="meta").to_empty(device="cpu")
@@ -313,6 +321,9 @@ REFUSALS = [
     ("W4A16", changed("weight_zero_point", torch.ones(5, 1).int()), ValueError, "not all 0: the layer's scheme is sym"),
     ("W4A16", changed("bias", torch.zeros(39)), ValueError, "bias is 39: 40 is needed"),
     ("W4A16", changed("bias", torch.zeros(40).int()), TypeError, "bias is int32"),
+    ("W4A16", changed("bias", [0.0] * 40), TypeError, "bias is a list: a torch.Tensor is needed"),
+    ("W4A16", changed("weight_packed", "x"), TypeError, "weight_packed is a str: a torch.Tensor is needed"),
+    ("W4A16", changed("weight_zero_point", 0), TypeError, "weight_zero_point is a int"),
     ("W4A16_ASYM", changed("weight_zero_point", lambda t: t[:-1]), ValueError, "weight_zero_point is 4 x 1: 5 x 1"),
     ("W4A16_ASYM", changed("weight_zero_point", torch.full((40, 1), 9, dtype=torch.int8)), ValueError, "first is 9"),
     (
@@ -377,90 +388,3 @@ def test_older_checkpoints_have_zero_points_of_zero():
     layer = make("W8A8")
     state = {**layer.state_dict(), "weight_zero_point": torch.zeros(40, 1, dtype=torch.int8)}
     make("W8A8").load_state_dict(state)
-
-
-# ---- files ----
-
-
-@pytest.fixture
-def model():
-    return nn.Sequential(make("W4A16", 48), nn.LayerNorm(48), make("NVFP4A16", 16, 48), make(STATIC_ASYM, 8, 16))
-
-
-def test_safetensors_round_trip(model, tmp_path):
-    need("safetensors")
-    path = tmp_path / "model.safetensors"
-    checkpoints.save_model(model, path)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["model.safetensors"]
-    other = nn.Sequential(make("W4A16", 48), nn.LayerNorm(48), make("NVFP4A16", 16, 48), make(STATIC_ASYM, 8, 16))
-    checkpoints.load_model(other, path)
-    x = torch.randn(3, 96)
-    assert torch.equal(other(x), model(x))
-    from safetensors.torch import load_model, save_model  # safetensors' own helpers work as well
-
-    save_model(model, str(path))
-    nn.init.zeros_(other[1].weight)
-    other[0].packed.copy_(make("W4A16", 48).packed)
-    load_model(other, str(path))
-    assert torch.equal(other(x), model(x))
-
-
-def test_safetensors_into_a_meta_model(model, tmp_path):
-    need("safetensors")
-    path = tmp_path / "model.safetensors"
-    checkpoints.save_model(model, path)
-    skeleton = copy.deepcopy(model).to("meta")
-    checkpoints.load_model(skeleton, path, assign=True)
-    assert torch.equal(skeleton(torch.ones(1, 96)), model(torch.ones(1, 96)))
-
-
-def test_tied_weights_are_written_once(tmp_path):
-    need("safetensors")
-    model = nn.ModuleDict({"embed": nn.Embedding(50, 32), "proj": make("W8A16", 32, 32), "head": nn.Linear(32, 50)})
-    model["head"].weight = model["embed"].weight
-    path = tmp_path / "model.safetensors"
-    checkpoints.save_model(model, path)
-    assert "head.weight" not in checkpoints.load_file(path)
-    other = copy.deepcopy(model)
-    nn.init.zeros_(other["embed"].weight)
-    checkpoints.load_model(other, path)
-    assert torch.equal(other["head"].weight, model["embed"].weight)
-
-
-@pytest.mark.parametrize("keep", [0, 4, 100, 0.5, -1])
-def test_truncated_files(model, tmp_path, keep):
-    need("safetensors")
-    path = tmp_path / "model.safetensors"
-    checkpoints.save_model(model, path)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(keep * len(whole)) if isinstance(keep, float) else keep])
-    other = copy.deepcopy(model)
-    before = [tensor.clone() for tensor in (*other.parameters(), *other.buffers())]
-    with pytest.raises(ValueError, match=r"model.safetensors \(\d+ bytes\) is truncated or no safetensors file"):
-        checkpoints.load_model(other, path)
-    for tensor, old in zip((*other.parameters(), *other.buffers()), before, strict=True):
-        assert torch.equal(tensor, old)
-
-
-def test_a_file_that_does_not_fit_changes_nothing(model, tmp_path):
-    need("safetensors")
-    path = tmp_path / "model.safetensors"
-    state = dict(model.state_dict())
-    others = {
-        "3.weight_scale": (torch.full_like(state["3.weight_scale"], float("nan")), "3.weight: 8 of 8 scales"),
-        "1.bias": (torch.zeros(41), "1.bias is .41.: .48. is needed"),
-        "nothing": (torch.zeros(1), "nothing is unexpected"),
-        "2.weight_packed": (None, "2.weight_packed: missing, NVFP4A16 needs this"),
-        "1.weight": (None, "1.weight is missing"),
-    }
-    for name, (value, message) in others.items():
-        broken = {**state, name: value}
-        checkpoints.save_file({key: tensor for key, tensor in broken.items() if tensor is not None}, path)
-        fresh = nn.Sequential(make("W4A16", 48), nn.LayerNorm(48), make("NVFP4A16", 16, 48), make(STATIC_ASYM, 8, 16))
-        before = [tensor.clone() for tensor in (*fresh.parameters(), *fresh.buffers())]
-        with pytest.raises(ValueError, match=message):
-            checkpoints.load_model(fresh, path)
-        for tensor, old in zip((*fresh.parameters(), *fresh.buffers()), before, strict=True):
-            assert torch.equal(tensor, old)
-    with pytest.raises(FileNotFoundError):
-        checkpoints.load_model(model, tmp_path / "none.safetensors")

@@ -254,7 +254,7 @@ def packed():
 
 def test_from_packed_refuses_what_is_no_packed_weight(packed):
     for bad, error, message in (
-        (packed.float(), TypeError, "packed weight is float32: uint8 is needed"),
+        (packed.float(), TypeError, "packed weight is float32: it must be uint8"),
         ("x", TypeError, "packed weight is a str"),
         (packed[None], ValueError, "one-dimensional"),
         (packed.repeat_interleave(2)[::2], ValueError, re.escape("strides (2,)")),
@@ -307,3 +307,10 @@ def test_dequantize_refuses():
     tensor.pack()
     with pytest.raises(ValueError, match="only the whole"):
         tensor.dequantize_rows(0, 2)
+
+
+def test_to_takes_devices_alone():
+    tensor = lowbit.quantize(torch.randn(8, 64), "W4A16")
+    assert tensor.to("cpu") is tensor
+    with pytest.raises(TypeError, match=r"device is torch.float16: codes and scales keep their dtypes"):
+        tensor.to(torch.float16)

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/avx512_vnni/simd.h"
+#include "cpu/generic/outputs.h"
 
 namespace lowbit::cpu {
 namespace {
@@ -54,6 +55,19 @@ inline void store_f32_tile(const gemm_problem& p, const float* sums, const float
   for (int64_t i = 0; i < rows; ++i) _mm512_mask_storeu_epi32(y + i * p.y_stride, mask, d[i]);
 }
 
+// With an epilogue: as rows of fp32, which meet `other` as it lies.
+inline void finish_tile(const gemm_problem& p, const float* sums, const float bias[16], int64_t n, int64_t tile,
+                        __m512 factor) {
+  __m512i d[16];
+  for (int i = 0; i < 16; ++i)
+    d[i] = _mm512_castps_si512(_mm512_fmadd_ps(_mm512_load_ps(sums + 16 * i), factor, _mm512_set1_ps(bias[i])));
+  transpose_16x16(d);
+  alignas(64) float rows[16][panel_rows];
+  for (int i = 0; i < 16; ++i) _mm512_store_si512(rows[i], d[i]);
+  const int64_t count = p.m - tile * 16 < 16 ? p.m - tile * 16 : 16;
+  for (int64_t i = 0; i < count; ++i) finish_row(p, tile * 16 + i, n, rows[i]);
+}
+
 // The tiles of one or two panels. With one, `second` is any tile: its outputs lie past n and are masked off.
 inline void store_outputs(const gemm_problem& p, const float* first, const float* second, int64_t panel, int64_t tile,
                           __m512 factor) {
@@ -63,7 +77,10 @@ inline void store_outputs(const gemm_problem& p, const float* first, const float
     _mm512_store_ps(bias + i, p.bias && outputs > i ? load_f32(p.bias, n + i, p.bias_dtype, first_lanes(outputs - i))
                                                     : _mm512_setzero_ps());
   const float* const sums[2] = {first, second};
-  if (p.y_dtype == LOWBIT_BF16) {
+  if (p.epilogue.any()) {
+    finish_tile(p, first, bias, n, tile, factor);
+    if (outputs > 16) finish_tile(p, second, bias + 16, n + 16, tile, factor);
+  } else if (p.y_dtype == LOWBIT_BF16) {
     store_pair_16bit<LOWBIT_BF16>(p, sums, bias, n, tile, factor);
   } else if (p.y_dtype == LOWBIT_F16) {
     store_pair_16bit<LOWBIT_F16>(p, sums, bias, n, tile, factor);

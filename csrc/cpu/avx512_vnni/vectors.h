@@ -41,15 +41,18 @@ struct avx512_vectors {
   static f32 sub(f32 a, f32 b) { return _mm512_sub_ps(a, b); }
   static f32 fma(f32 a, f32 b, f32 c) { return _mm512_fmadd_ps(a, b, c); }
 
-  // out[0 .. 4) += the sums of the lanes of a, b, c, d: pairs, pairs of pairs, then the four 128-bit lanes
-  static void add_sum4(float* out, f32 a, f32 b, f32 c, f32 d) {
+  // The sums of the lanes of a, b, c, d: pairs and pairs of pairs, {a, b, c, d} in each 128-bit lane, then those lanes.
+  static f32 sum4(f32 a, f32 b, f32 c, f32 d) {
     const f32 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
     const f32 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-    const f32 lanes4 = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+    return _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+  }
+  static void add_lanes4(float* out, f32 lanes4) {
     const __m256 lanes2 = _mm256_add_ps(_mm512_castps512_ps256(lanes4), _mm512_extractf32x8_ps(lanes4, 1));
     const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(lanes2), _mm256_extractf128_ps(lanes2, 1));
     _mm_storeu_ps(out, _mm_add_ps(_mm_loadu_ps(out), sums));
   }
+  static void add_sum4(float* out, f32 a, f32 b, f32 c, f32 d) { add_lanes4(out, sum4(a, b, c, d)); }
   static i32 zero_i32() { return _mm512_setzero_si512(); }
   static i32 set1_i32(int32_t x) { return _mm512_set1_epi32(x); }
   static i32 load_bytes(const void* p) { return _mm512_loadu_si512(p); }

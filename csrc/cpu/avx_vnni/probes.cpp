@@ -1,6 +1,5 @@
 // Multiply peak of AVX-VNNI: VPDPBUSD on 32 bytes.
-#include <immintrin.h>
-
+#include "cpu/avx_vnni/instructions.h"
 #include "cpu/generic/probe_loop.h"
 #include "gemm/probe.h"
 
@@ -9,7 +8,7 @@ namespace {
 
 void int8(int64_t iterations) {
   const __m256i a = _mm256_set1_epi32(0x51a37f0b), b = _mm256_set1_epi32(0x0df2437c);
-  probe_loop(iterations, _mm256_setzero_si256(), [&](__m256i& sum) { sum = _mm256_dpbusd_avx_epi32(sum, a, b); });
+  probe_loop(iterations, _mm256_setzero_si256(), [&](__m256i& sum) { sum = dot_bytes(sum, a, b); });
 }
 
 }  // namespace

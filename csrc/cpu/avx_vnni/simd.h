@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/avx2/simd.h"
+#include "cpu/avx_vnni/instructions.h"
 
 namespace lowbit::cpu {
 namespace {
@@ -15,7 +16,7 @@ struct avx_vnni_vectors : avx2_vectors {
   }
   template <int Bits>
   static i32 dot_u8s8(i32 sums, i32 codes, i32 q) {
-    return _mm256_dpbusd_avx_epi32(sums, codes, q);
+    return dot_bytes(sums, codes, q);
   }
 };
 

@@ -3,7 +3,7 @@
 
 #include <cstring>
 
-#include "gemm/contract.h"
+#include "cpu/generic/outputs.h"
 
 namespace lowbit::cpu {
 namespace {
@@ -146,7 +146,7 @@ inline void run_scales(const packed_view& w, int64_t panel, int64_t column, int6
     std::memcpy(scale[to], scale[from], sizeof scale[to]);
     if (Offset != offset::none) std::memcpy(offsets[to], offsets[from], sizeof offsets[to]);
   };
-  const int64_t units = columns / Unit;
+  const int64_t units = (columns + Unit - 1) / Unit;
   int64_t group = s.group_of_column(column), i = 0;
   if (Unit < chunk) {  // each unit is a group, one after the other
     i = s.groups - group < units ? s.groups - group : units;
@@ -161,13 +161,13 @@ inline void run_scales(const packed_view& w, int64_t panel, int64_t column, int6
   for (; i < units; ++i) copy(i - 1, i);  // past K
 }
 
-// f(recipe, unit, offset) as constants: what decides how a weight is decoded. Unit 128: both halves of a line of 4-bit
-// codes share a scale. Minima go with tables and with narrow integers (formats.cpp).
-template <class F>
+// f(recipe, unit, offset) as constants: what decides how a weight is decoded. Unit 128, where A asks for it: groups end
+// at multiples of 128 columns. Minima go with tables and with narrow integers (formats.cpp).
+template <class A, class F>
 LOWBIT_INLINE void with_decoding(const packed_view& w, const F& f) {
   const packed_shape& s = w.shape;
   const auto by_unit = [&](auto decode, auto of) {
-    if constexpr (decode.value == recipe::lut16)
+    if constexpr (A::has_unit_128(decode.value))
       if (s.groups == 1 || s.span % 128 == 0) return f(decode, constant<128>{}, of);
     if (s.unit == 64)
       f(decode, constant<64>{}, of);
@@ -201,21 +201,6 @@ LOWBIT_INLINE void with_decoding(const packed_view& w, const F& f) {
     case recipe::narrow_minifloat:
       return by_unit(constant<recipe::narrow_minifloat>{}, none);
   }
-}
-
-// One row of x, 16 outputs from n on:   y = fma(sum, factor, bias)
-inline void store_row(const gemm_problem& p, const float sums[panel_rows], int64_t m, int64_t n, float factor) {
-  float y[panel_rows];
-  const int64_t outputs = p.w.shape.n - n < panel_rows ? p.w.shape.n - n : panel_rows;
-  if (p.bias)
-    for (int64_t i = 0; i < outputs; ++i) y[i] = __builtin_fmaf(sums[i], factor, p.bias_at(n + i));
-  else
-    for (int64_t i = 0; i < panel_rows; ++i) y[i] = __builtin_fmaf(sums[i], factor, 0.0f);
-  const int64_t at = m * p.y_stride + n;
-  if (p.y_dtype == LOWBIT_F32)
-    std::memcpy(static_cast<float*>(p.y) + at, y, static_cast<size_t>(outputs) * sizeof(float));
-  else
-    for (int64_t i = 0; i < outputs; ++i) store_from_f32(p.y, at + i, p.y_dtype, y[i]);
 }
 
 // The K axis of the integer family in steps of 64, for levels that multiply whole steps: segments of at most 32768

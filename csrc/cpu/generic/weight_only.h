@@ -8,6 +8,9 @@
 //
 // Sums of one depth are added up lane by lane, the lanes by A::add_sum4, the depths in ascending order: the same for
 // every m, so row i of y does not depend on the rows beside it.
+//
+// Decoders with `scales_sums` leave the scale to the sums. Those of a depth then come in runs of columns that share
+// one: A::add_scaled4 adds a run's lanes to four of its own, times the scales, and A::add_lanes4 those at the end.
 #pragma once
 
 #include "cpu/generic/decode_f32.h"
@@ -27,6 +30,7 @@ struct f32_arithmetic {
   static constexpr int64_t panels_at_once = V::panels_at_once;
 
   static constexpr bool decodes(recipe) { return true; }
+  static constexpr bool has_unit_128(recipe r) { return r == recipe::lut16; }  // one table for a line of 128 codes
   template <recipe Recipe, int Unit, offset Offset>
   using decoder = f32_decoder<V, Recipe, Unit, Offset, depth>;
 
@@ -59,35 +63,73 @@ struct f32_arithmetic {
   }
 };
 
+// ---- runs ----
+
+constexpr int64_t run_unit = 128;  // columns: a run begins at a multiple
+
+// The runs of one depth: where each ends, in columns from its first. One, unless the decoder scales sums.
+template <class A>
+struct depth_runs {
+  int64_t count = 0, end[A::depth / run_unit];
+
+  template <class Decoder>
+  static depth_runs of(const packed_shape& s, int64_t column, int64_t columns, Decoder*) {
+    depth_runs runs;
+    for (int64_t at = 0; at < columns; ++runs.count) {
+      const int64_t group = s.group_of_column(column + at), next = (group + 1) * s.span - column;
+      at = Decoder::scales_sums && group + 1 < s.groups && next < columns ? next : columns;
+      runs.end[runs.count] = at;
+    }
+    return runs;
+  }
+  int64_t begin(int64_t run) const { return run ? end[run - 1] : 0; }
+};
+
 // ---- decoded in registers ----
 
-// sums[i][0 .. 16) += x row i . W rows of the decoder's panel over `blocks` blocks.
+// sums[i][0 .. 16) += x row i . W rows of the decoder's panel over a depth.
 template <class A, int M, class Decoder>
-inline void multiply_direct(const Decoder& w, const typename A::element* x, int64_t x_stride, int64_t blocks,
+inline void multiply_direct(const Decoder& w, const typename A::element* x, int64_t x_stride, const depth_runs<A>& runs,
                             float* sums) {
-  constexpr int rows = A::direct_sums / M >= 16 ? 16 : A::direct_sums / M >= 8 ? 8 : 4;
+  constexpr int fitting = A::direct_sums / M >= 16 ? 16 : A::direct_sums / M >= 8 ? 8 : 4;
+  constexpr int rows = fitting < Decoder::max_rows ? fitting : Decoder::max_rows;
   for (int first = 0; first < panel_rows; first += rows) {
-    typename A::sum partial[M][rows];
+    typename A::sum partial[M][rows], scaled[M][rows / 4];
+    if constexpr (Decoder::scales_sums)
 #pragma GCC unroll 16
-    for (int i = 0; i < M; ++i)
+      for (int i = 0; i < M; ++i)
+#pragma GCC unroll 4
+        for (int r = 0; r < rows / 4; ++r) scaled[i][r] = A::zero();
+    for (int64_t run = 0, b = 0; run < runs.count; ++run) {
 #pragma GCC unroll 16
-      for (int r = 0; r < rows; ++r) partial[i][r] = A::zero();
-    for (int64_t b = 0; b < blocks; ++b) {
-      const typename A::element* columns = x + b * Decoder::block_k;
+      for (int i = 0; i < M; ++i)
 #pragma GCC unroll 16
-      for (int r = 0; r < rows; ++r)
-        w.row(b, first + r, [&](int v, typename A::vector weights) __attribute__((always_inline)) {
+        for (int r = 0; r < rows; ++r) partial[i][r] = A::zero();
+      for (const int64_t end = runs.end[run] / Decoder::block_k; b < end; ++b) {
+        const typename A::element* columns = x + b * Decoder::block_k;
 #pragma GCC unroll 16
-          for (int i = 0; i < M; ++i)
-            partial[i][r] = A::dot(partial[i][r], weights, A::load(columns + i * x_stride + v * A::width));
-        });
+        for (int r = 0; r < rows; ++r)
+          w.row(b, first + r, [&](int v, typename A::vector weights) __attribute__((always_inline)) {
+#pragma GCC unroll 16
+            for (int i = 0; i < M; ++i)
+              partial[i][r] = A::dot(partial[i][r], weights, A::load(columns + i * x_stride + v * A::width));
+          });
+      }
+#pragma GCC unroll 16
+      for (int i = 0; i < M; ++i)
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; r += 4) {
+          const auto& p = partial[i];
+          if constexpr (Decoder::scales_sums)
+            A::add_scaled4(scaled[i][r / 4], w.scales_at(runs.begin(run)) + first + r, p[r], p[r + 1], p[r + 2],
+                           p[r + 3]);
+          else
+            A::add_sum4(sums + i * panel_rows + first + r, p[r], p[r + 1], p[r + 2], p[r + 3]);
+        }
     }
-#pragma GCC unroll 16
-    for (int i = 0; i < M; ++i)
-#pragma GCC unroll 16
-      for (int r = 0; r < rows; r += 4)
-        A::add_sum4(sums + i * panel_rows + first + r, partial[i][r], partial[i][r + 1], partial[i][r + 2],
-                    partial[i][r + 3]);
+    if constexpr (Decoder::scales_sums)
+      for (int i = 0; i < M; ++i)
+        for (int r = 0; r < rows / 4; ++r) A::add_lanes4(sums + i * panel_rows + first + 4 * r, scaled[i][r]);
   }
 }
 
@@ -98,13 +140,13 @@ constexpr int direct_rows = A::direct_sums >= 24   ? 6
                                                    : 2;
 
 template <class A, class Decoder>
-inline void multiply_few(int64_t m, const Decoder& w, const typename A::element* x, int64_t x_stride, int64_t blocks,
-                         float* sums) {
-  if (m == 1) return multiply_direct<A, 1>(w, x, x_stride, blocks, sums);
-  if (m == 2) return multiply_direct<A, 2>(w, x, x_stride, blocks, sums);
+inline void multiply_few(int64_t m, const Decoder& w, const typename A::element* x, int64_t x_stride,
+                         const depth_runs<A>& runs, float* sums) {
+  if (m == 1) return multiply_direct<A, 1>(w, x, x_stride, runs, sums);
+  if (m == 2) return multiply_direct<A, 2>(w, x, x_stride, runs, sums);
   if constexpr (direct_rows<A> >= 4)
-    if (m <= 4) return multiply_direct<A, 4>(w, x, x_stride, blocks, sums);
-  if constexpr (direct_rows<A> >= 6) multiply_direct<A, 6>(w, x, x_stride, blocks, sums);
+    if (m <= 4) return multiply_direct<A, 4>(w, x, x_stride, runs, sums);
+  if constexpr (direct_rows<A> >= 6) multiply_direct<A, 6>(w, x, x_stride, runs, sums);
 }
 
 // ---- decoded to memory ----
@@ -113,57 +155,85 @@ inline void multiply_few(int64_t m, const Decoder& w, const typename A::element*
 template <class A>
 constexpr int64_t row_pitch = A::depth + 64 / static_cast<int64_t>(sizeof(typename A::element));
 
+// Decoded rows of W, one depth of each, and, where sums are scaled, the scales of each run.
+template <class A>
+struct decoded_block {
+  static constexpr int64_t max_rows = A::panels_at_once * panel_rows;
+
+  typename A::element* elements;  // [rows][row_pitch]
+  int64_t rows;
+  depth_runs<A> runs;
+  alignas(64) float scales[A::depth / run_unit][max_rows];
+};
+
+// The decoder's panel to 16 rows of the block, `first` and up.
 template <class A, class Decoder>
-inline void decode_panel(const Decoder& w, int64_t blocks, typename A::element* rows) {
-  for (int64_t b = 0; b < blocks; ++b)
+inline void decode_panel(const Decoder& w, int64_t first, int64_t columns, decoded_block<A>& block) {
+  for (int64_t b = 0; b < columns / Decoder::block_k; ++b)
     for (int r = 0; r < panel_rows; ++r) {
-      typename A::element* row = rows + r * row_pitch<A> + b * Decoder::block_k;
+      typename A::element* row = block.elements + (first + r) * row_pitch<A> + b * Decoder::block_k;
       w.row(b, r, [&](int v, typename A::vector weights) __attribute__((always_inline)) {
         A::store(row + v * A::width, weights);
       });
     }
+  if constexpr (Decoder::scales_sums)
+    for (int64_t run = 0; run < block.runs.count; ++run)
+      std::memcpy(block.scales[run] + first, w.scales_at(block.runs.begin(run)), panel_rows * sizeof(float));
 }
 
-// sums[i][j] += x row i . W row j over `columns`, for MR x A::nr of them.
-template <class A, int MR>
-inline void multiply_tile(const typename A::element* x, int64_t x_stride, const typename A::element* rows,
-                          int64_t columns, float* sums, int64_t sums_stride) {
+// sums[i][j] += x row i . W row j, for MR rows of x and A::nr of the block from `first` on.
+template <class A, int MR, bool ScalesSums>
+inline void multiply_tile(const typename A::element* x, int64_t x_stride, const decoded_block<A>& block, int64_t first,
+                          float* sums, int64_t sums_stride) {
   constexpr int NR = A::nr;
-  typename A::sum partial[MR][NR];
-  for (int i = 0; i < MR; ++i)
-    for (int j = 0; j < NR; ++j) partial[i][j] = A::zero();
-  for (int64_t k = 0; k < columns; k += A::width) {
-    typename A::vector a[MR];
-    for (int i = 0; i < MR; ++i) a[i] = A::load(x + i * x_stride + k);
-    for (int j = 0; j < NR; ++j) {
-      const typename A::vector b = A::load(rows + j * row_pitch<A> + k);
-      for (int i = 0; i < MR; ++i) partial[i][j] = A::dot(partial[i][j], b, a[i]);
+  const typename A::element* rows = block.elements + first * row_pitch<A>;
+  typename A::sum partial[MR][NR], scaled[MR][NR / 4];
+  for (int i = 0; ScalesSums && i < MR; ++i)
+    for (int j = 0; j < NR / 4; ++j) scaled[i][j] = A::zero();
+  for (int64_t run = 0, k = 0; run < block.runs.count; ++run) {
+    for (int i = 0; i < MR; ++i)
+      for (int j = 0; j < NR; ++j) partial[i][j] = A::zero();
+    for (const int64_t end = block.runs.end[run]; k < end; k += A::width) {
+      typename A::vector a[MR];
+      for (int i = 0; i < MR; ++i) a[i] = A::load(x + i * x_stride + k);
+      for (int j = 0; j < NR; ++j) {
+        const typename A::vector b = A::load(rows + j * row_pitch<A> + k);
+        for (int i = 0; i < MR; ++i) partial[i][j] = A::dot(partial[i][j], b, a[i]);
+      }
     }
+    for (int i = 0; i < MR; ++i)
+      for (int j = 0; j < NR; j += 4) {
+        const auto& p = partial[i];
+        if constexpr (ScalesSums)
+          A::add_scaled4(scaled[i][j / 4], block.scales[run] + first + j, p[j], p[j + 1], p[j + 2], p[j + 3]);
+        else
+          A::add_sum4(sums + i * sums_stride + j, p[j], p[j + 1], p[j + 2], p[j + 3]);
+      }
   }
-  for (int i = 0; i < MR; ++i)
-    for (int j = 0; j < NR; j += 4)
-      A::add_sum4(sums + i * sums_stride + j, partial[i][j], partial[i][j + 1], partial[i][j + 2], partial[i][j + 3]);
+  if constexpr (ScalesSums)
+    for (int i = 0; i < MR; ++i)
+      for (int j = 0; j < NR / 4; ++j) A::add_lanes4(sums + i * sums_stride + 4 * j, scaled[i][j]);
 }
 
 // All rows of a block by MR rows of x.
-template <class A, int MR>
-inline void multiply_rows(int64_t m, const typename A::element* x, int64_t x_stride, const typename A::element* rows,
-                          int64_t row_count, int64_t columns, float* sums, int64_t sums_stride) {
+template <class A, int MR, bool ScalesSums>
+inline void multiply_rows(int64_t m, const typename A::element* x, int64_t x_stride, const decoded_block<A>& block,
+                          float* sums, int64_t sums_stride) {
   if constexpr (MR > 1)
-    if (m < MR) return multiply_rows<A, MR - 1>(m, x, x_stride, rows, row_count, columns, sums, sums_stride);
-  for (int64_t n = 0; n < row_count; n += A::nr)
-    multiply_tile<A, MR>(x, x_stride, rows + n * row_pitch<A>, columns, sums + n, sums_stride);
+    if (m < MR) return multiply_rows<A, MR - 1, ScalesSums>(m, x, x_stride, block, sums, sums_stride);
+  for (int64_t n = 0; n < block.rows; n += A::nr)
+    multiply_tile<A, MR, ScalesSums>(x, x_stride, block, n, sums + n, sums_stride);
 }
 
 // Rows of x are shared out evenly: 8 are 4 + 4, not 6 + 2.
-template <class A>
-inline void multiply_block(int64_t m, const typename A::element* x, int64_t x_stride, const typename A::element* rows,
-                           int64_t row_count, int64_t columns, float* sums, int64_t sums_stride) {
+template <class A, bool ScalesSums>
+inline void multiply_block(int64_t m, const typename A::element* x, int64_t x_stride, const decoded_block<A>& block,
+                           float* sums, int64_t sums_stride) {
   const int64_t tiles = ceil_div(m, A::mr);
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t first = m * t / tiles, count = m * (t + 1) / tiles - first;
-    multiply_rows<A, A::mr>(count, x + first * x_stride, x_stride, rows, row_count, columns, sums + first * sums_stride,
-                            sums_stride);
+    multiply_rows<A, A::mr, ScalesSums>(count, x + first * x_stride, x_stride, block, sums + first * sums_stride,
+                                        sums_stride);
   }
 }
 
@@ -177,25 +247,27 @@ bool weight_only_panels(const gemm_problem& p, const typename A::element* x, int
   // More panels share a pass over x when there is much of it.
   const int64_t together = p.m >= 4 * A::mr ? A::panels_at_once : 1, width = together * panel_rows;
   const int64_t m = few ? direct_rows<A> : p.m;
-  auto* block = static_cast<typename A::element*>(
+  decoded_block<A> block;
+  block.elements = static_cast<typename A::element*>(
       scratch(scratch_slot::panel, few ? 0 : static_cast<size_t>(width * row_pitch<A>) * sizeof(typename A::element)));
   auto* sums = static_cast<float*>(scratch(scratch_slot::sums, static_cast<size_t>(m * width) * sizeof(float)));
-  if ((!block && !few) || !sums) return false;
+  if ((!block.elements && !few) || !sums) return false;
   Decoder decoder(p.w);
   for (int64_t panel = begin; panel < end; panel += together) {
     const int64_t panels = end - panel < together ? end - panel : together;
     std::memset(sums, 0, static_cast<size_t>(m * width) * sizeof(float));
+    block.rows = panels * panel_rows;
     for (int64_t column = 0; column < s.k_packed; column += A::depth) {
       const int64_t columns = s.k_packed - column < A::depth ? s.k_packed - column : A::depth;
-      const int64_t blocks = columns / Decoder::block_k;
+      block.runs = depth_runs<A>::of(s, column, columns, &decoder);
       for (int64_t i = 0; i < panels; ++i) {
         decoder.begin(panel + i, column, columns);
         if (few)
-          multiply_few<A>(p.m, decoder, x + column, s.k_packed, blocks, sums);
+          multiply_few<A>(p.m, decoder, x + column, s.k_packed, block.runs, sums);
         else
-          decode_panel<A>(decoder, blocks, block + i * panel_rows * row_pitch<A>);
+          decode_panel<A>(decoder, i * panel_rows, columns, block);
       }
-      if (!few) multiply_block<A>(p.m, x + column, s.k_packed, block, panels * panel_rows, columns, sums, width);
+      if (!few) multiply_block<A, Decoder::scales_sums>(p.m, x + column, s.k_packed, block, sums, width);
     }
     for (int64_t i = 0; i < panels; ++i)
       for (int64_t row = 0; row < p.m; ++row)
@@ -231,7 +303,7 @@ lowbit_status weight_only(const gemm_problem& p) {
   std::memset(x + p.m * s.k_packed, 0, static_cast<size_t>((rows - p.m) * s.k_packed) * sizeof(element));
 
   bool done = false;
-  with_decoding(p.w, [&](auto decode, auto unit, auto of) {
+  with_decoding<A>(p.w, [&](auto decode, auto unit, auto of) {
     done = weight_only_as<A, decode.value, unit.value, of.value>(p, x);
   });
   if (!done) return fail(LOWBIT_OUT_OF_MEMORY, "no memory for a block of decoded weights");

@@ -3,7 +3,7 @@
 
 #include <cstring>
 
-#include "gemm/contract.h"
+#include "cpu/generic/outputs.h"
 
 namespace lowbit::cpu {
 namespace {
@@ -54,21 +54,6 @@ inline void panel_mins(const View& w, int64_t panel, int64_t group, float min[pa
     else
       min[r] = -0.0f;
   }
-}
-
-// One row of x, 16 outputs from n on:   y = fma(sum, factor, bias)
-inline void store_row(const gemm_problem& p, const float sums[panel_rows], int64_t m, int64_t n, float factor) {
-  float y[panel_rows];
-  const int64_t outputs = p.w.shape.n - n < panel_rows ? p.w.shape.n - n : panel_rows;
-  if (p.bias)
-    for (int64_t i = 0; i < outputs; ++i) y[i] = __builtin_fmaf(sums[i], factor, p.bias_at(n + i));
-  else
-    for (int64_t i = 0; i < panel_rows; ++i) y[i] = __builtin_fmaf(sums[i], factor, 0.0f);
-  const int64_t at = m * p.y_stride + n;
-  if (p.y_dtype == LOWBIT_F32)
-    std::memcpy(static_cast<float*>(p.y) + at, y, static_cast<size_t>(outputs) * sizeof(float));
-  else
-    for (int64_t i = 0; i < outputs; ++i) store_from_f32(p.y, at + i, p.y_dtype, y[i]);
 }
 
 // The K axis of the integer family: segments of at most 32768 columns, each inside one group, in steps of 64.

@@ -4,6 +4,13 @@
 namespace lowbit::cpu::scalar {
 namespace {
 
+void store(const gemm_problem& p, int64_t m, int64_t n, float sum, float factor) {
+  const epilogue_terms& e = p.epilogue;
+  const float value = apply(e.function, std::fma(sum, factor, p.bias_at(n)));
+  const float other = e.combination ? load_as_f32(e.other, m * e.other_stride + n, e.other_dtype) : 0.0f;
+  store_from_f32(p.y, m * p.y_stride + n, p.y_dtype, combine(e.combination, value, other));
+}
+
 lowbit_status weight_only(const gemm_problem& p) {
   const packed_shape& s = p.w.shape;
   parallel_for(p.parallel, s.n, [&](int64_t begin, int64_t end) {
@@ -12,7 +19,7 @@ lowbit_status weight_only(const gemm_problem& p) {
         float sum = 0;
         for (int64_t k = 0; k < s.k; ++k)
           sum = std::fma(load_as_f32(p.x, m * p.x_stride + k, p.x_dtype), p.w.value(n, s.column(k)), sum);
-        store_from_f32(p.y, m * p.y_stride + n, p.y_dtype, std::fma(sum, p.w.global_scale, p.bias_at(n)));
+        store(p, m, n, sum, p.w.global_scale);
       }
     }
   });
@@ -40,7 +47,7 @@ lowbit_status integer(const gemm_problem& p) {
             y = std::fma(static_cast<float>(sum), p.w.scale(n, g), y);
           }
         }
-        store_from_f32(p.y, m * p.y_stride + n, p.y_dtype, std::fma(y, r.scale, p.bias_at(n)));
+        store(p, m, n, y, r.scale);
       }
     });
   }

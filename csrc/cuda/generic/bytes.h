@@ -34,7 +34,7 @@ struct byte_arguments {
   const void* w_scale;  // [strips][groups][64]
   int w_scale_dtype;
   const int8_t* w_zero;        // like them, or null
-  const int32_t* column_sums;  // like them
+  const int32_t* column_sums;  // like them, or where a group has several segments theirs, [strips][groups][cuts][64]
   // x's
   const float* x_scale;
   int64_t x_scale_row, x_scale_segment;  // strides: 0 where there is one scale
@@ -70,6 +70,9 @@ struct segment_walk {
   }
   LOWBIT_DEVICE int64_t scale_index(const byte_arguments& a, int n) const {
     return (static_cast<int64_t>(n / strip_rows) * a.groups + group) * strip_rows + n % strip_rows;
+  }
+  LOWBIT_DEVICE int64_t sum_index(const byte_arguments& a, int n) const {
+    return ((static_cast<int64_t>(n / strip_rows) * a.groups + group) * a.cuts + cut) * strip_rows + n % strip_rows;
   }
 };
 

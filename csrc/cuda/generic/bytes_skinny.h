@@ -79,11 +79,12 @@ void bytes_skinny_kernel(const byte_arguments a) {
     int32_t w_zero = 0, code_sum = 0;
   } scales;
   const auto prepare = [&](const segment_walk& at) {
-    const int64_t index = at.scale_index(a, strip * static_cast<int>(strip_rows) + strip_half * 32 + lane);
+    const int n = strip * static_cast<int>(strip_rows) + strip_half * 32 + lane;
+    const int64_t index = at.scale_index(a, n);
     if (F::zeros || a.groups > 1) scales.w = load_float(a.w_scale, index, a.w_scale_dtype);
     if constexpr (F::zeros) {
       if (a.w_zero) scales.w_zero = global_load<int8_t>(a.w_zero + index);
-      if (a.x_zero) scales.code_sum = global_load<int32_t>(a.column_sums + index);
+      if (a.x_zero) scales.code_sum = global_load<int32_t>(a.column_sums + at.sum_index(a, n));
     } else {
       const int m = first_tile * 8 + lane;
       if (a.x_scale_segment && lane < T::x_rows && m < a.out.m)

@@ -36,9 +36,9 @@ struct tile_chain {
   }
   LOWBIT_DEVICE void prepare(const byte_arguments& a, const segment_walk& at, int n, int m) {
     if (F::zeros || a.groups > 1) {
+      const int64_t first = at.scale_index(a, n);  // the warp's rows are a strip's 64
       LOWBIT_UNROLL
-      for (int i = 0; i < MT * 2; ++i)
-        w_scale[i / 2][i % 2] = load_float(a.w_scale, at.scale_index(a, n + i / 2 * 16 + i % 2 * 8), a.w_scale_dtype);
+      for (int i = 0; i < MT * 2; ++i) w_scale[i / 2][i % 2] = load_float(a.w_scale, first + i * 8, a.w_scale_dtype);
     }
     if (!F::zeros && a.x_scale_segment) {
       LOWBIT_UNROLL
@@ -59,15 +59,15 @@ struct tile_chain {
       LOWBIT_UNROLL
       for (int h = 0; h < 2; ++h) {
         if constexpr (F::zeros) {
-          const int64_t index = at.scale_index(a, n + 16 * i + 8 * h);
-          const int w_zero = a.w_zero ? global_load<int8_t>(a.w_zero + index) : 0;
-          const int code_sum = a.x_zero ? global_load<int32_t>(a.column_sums + index) : 0;
+          const int row = 16 * i + 8 * h;
+          const int w_zero = a.w_zero ? global_load<int8_t>(a.w_zero + at.scale_index(a, n) + row) : 0;
+          const int code_sum = a.x_zero ? global_load<int32_t>(a.column_sums + at.sum_index(a, n) + row) : 0;
           LOWBIT_UNROLL
           for (int j = 0; j < NT * 2; ++j) {
             int32_t s = F::value(sums[i][j / 2][2 * h + j % 2]);
             if (a.w_zero || a.x_zero) {
-              const int row = m + j / 2 * 8 + j % 2;
-              const int x_zero = a.x_zero && row < a.out.m ? global_load<int32_t>(a.x_zero + row * a.x_zero_row) : 0;
+              const int own = m + j / 2 * 8 + j % 2;
+              const int x_zero = a.x_zero && own < a.out.m ? global_load<int32_t>(a.x_zero + own * a.x_zero_row) : 0;
               s = without_zeros(s, w_zero, q_sums[j / 2][j % 2], x_zero, code_sum, columns);
             }
             float& to = y[i][j / 2][2 * h + j % 2];

@@ -22,6 +22,15 @@ inline code_kind kind_of(const format_row& f) {
   return code_kind::e2m1;
 }
 
+// Decoded values are 2^-value_debt of a code's: its exponent's bits count as fp16's.
+inline int value_debt(const format_row& f) {
+  const code_kind kind = kind_of(f);
+  int debt = kind == code_kind::e2m1 ? 14 : 0;
+  if (kind == code_kind::minifloat)
+    for (float scale = f.fp16_scale; scale > 1; scale /= 2) ++debt;
+  return debt;
+}
+
 // The power of two that raw values owe (generic/decode.h), and how much of it the scale pays; the sums get the rest.
 //
 //   bf16   half: scales and weights may be 2^-60 .. 2^64
@@ -34,9 +43,7 @@ struct power_debt {
 template <class T>
 power_debt debt_of(const format_row& f, bool grouped) {
   const code_kind kind = kind_of(f);
-  int own = kind == code_kind::e2m1 ? 14 : 0;  // of the code's bits, as fp16 has them
-  if (kind == code_kind::minifloat)
-    for (float scale = f.fp16_scale; scale > 1; scale /= 2) ++own;
+  int own = value_debt(f);
   if (!is_bf16<T>) return {own, kind == code_kind::e2m1 ? 7 : own + (grouped ? 4 : 0)};
   if (kind == code_kind::e2m1 || kind == code_kind::minifloat) own += 112;  // between the two types' exponent biases
   return {own, own / 2};

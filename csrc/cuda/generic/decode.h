@@ -2,21 +2,22 @@
 //
 //   raw      the code's bits moved into a float: value * 2^-debt, or an exact integer plus `bias`
 //   offset   integers: minus the bias, the format's offset and the zero point; exact
+//
+// decode_values() stops there: scales wait for sums of a group. decode() goes on:
+//
 //   scale    one rounding; every power of two that raw owes, as far as the type's range allows
 //
-// Instructions a weight, of which integer (shifts to the left are multiplications on NVIDIA GPUs and not counted
-// there). 4 bits at 4.8 TB/s on 132 SMs of 1.755 GHz may cost 3.1 and 1.56, 8 bits 6.2 and 3.1, 2 bits 1.55 and 0.78.
-// The rest of a step (products, loads, scales in groups of 128) costs a small tile 1.9 more by its SASS: int4 comes
-// to 3.9, which is 79 % of that bandwidth at the most.
+// Instructions a weight of decode_values(), counted in the SASS of sm_90 (csrc/cuda/sm80's 16 x 256 tile, less its
+// loads and products). 4 bits at 4.8 TB/s on 132 SMs of 1.755 GHz may cost 3.1 in all, 8 bits 6.2, 2 bits 1.55; the
+// rest of a step of that tile costs 1.3 (weight_only_model.h).
 //
-//   codes              all    integer
-//   int4               1.9    0.9       shift, lop3; add, multiply
-//   int2               2.0    1.0       the same: 2 bits at full memory speed would need half of it
-//   fp4 (e2m1)         2.4    1.3       two shifts, two lop3; multiply
-//   any table of 16    3.5    3.0       prmt looks up 4 codes at a time in 8 entries of one byte plane
-//   int8 in fp16       1.8    0.8       xor, prmt; add, multiply
-//   int8 in bf16       3.0    1.5       bf16 has 7 mantissa bits: the sign apart
-//   fp8 (e4m3, e5m2)   2.5    2.0       prmt, lop3, shift, lop3; multiply
+//   codes              fp16   bf16
+//   int4               1.4    1.4       shift, lop3; add
+//   int2               1.4    1.4       the same: 2 bits at full memory speed would need half of it
+//   fp4 (e2m1)         1.9    2.4       two shifts, two lop3; multiply in bf16
+//   any table of 16    3.2    3.2       prmt looks up 4 codes at a time in 8 entries of one byte plane
+//   int8               2.3    3.5       xor, prmt; add. bf16 has 7 mantissa bits: the sign apart
+//   fp8 (e4m3, e5m2)   2.6    3.1       prmt, lop3, shift, lop3; multiply in bf16
 #pragma once
 
 #include "cuda/common/convert.h"
@@ -42,12 +43,13 @@ struct decode_constants {
 
 // Each recipe: raw<T>(a, w, i, c): the raw values of A for the i-th 16 columns of w, one lane's 16 bytes of a tile.
 //   offset   it has one: value = raw + offset
+//   exponent_moved   an exponent's bits as they are, in T's place: in bf16 2^112 smaller than in fp16
 //   bias<T>  what raw is too large by
 
 template <int Bits>
 struct integer_codes {  // 2 or 4 bits, unsigned
   static constexpr int bits = Bits;
-  static constexpr bool offset = true;
+  static constexpr bool offset = true, exponent_moved = false;
   template <class T>
   static constexpr float bias = ones_bias<T>;
 
@@ -63,7 +65,7 @@ struct integer_codes {  // 2 or 4 bits, unsigned
 
 struct int8_codes {  // two's complement
   static constexpr int bits = 8;
-  static constexpr bool offset = true;
+  static constexpr bool offset = true, exponent_moved = false;
   template <class T>
   static constexpr float bias = is_bf16<T> ? 0.0f : 1152.0f;
 
@@ -86,7 +88,7 @@ struct int8_codes {  // two's complement
 // 8 bits: sign, exponent, mantissa, which fit into the top of T once the exponent is spread: c.shift.
 struct minifloat_codes {
   static constexpr int bits = 8;
-  static constexpr bool offset = false;
+  static constexpr bool offset = false, exponent_moved = true;
   template <class T>
   static constexpr float bias = 0;
 
@@ -105,7 +107,7 @@ struct minifloat_codes {
 // 4 bits: sign, two of exponent, one of mantissa (e2m1).
 struct e2m1_codes {
   static constexpr int bits = 4;
-  static constexpr bool offset = false;
+  static constexpr bool offset = false, exponent_moved = true;
   template <class T>
   static constexpr float bias = 0;
 
@@ -126,7 +128,7 @@ struct e2m1_codes {
 // 4 bits into any 16 values.
 struct table_codes {
   static constexpr int bits = 4;
-  static constexpr bool offset = false;
+  static constexpr bool offset = false, exponent_moved = false;
   template <class T>
   static constexpr float bias = 0;
 
@@ -151,6 +153,19 @@ struct table_codes {
     }
   }
 };
+
+// a = values of the weights for the i-th product with w, too small by a power of two (value_debt() in codes.h): raw and
+// `offset` of rows g and g + 8. Exact, but for tables whose values T cannot hold.
+template <class T, class Codes>
+LOWBIT_DEVICE void decode_values(uint32_t (&a)[4], const u32x4& w, int i, const uint32_t (&offset)[2],
+                                 const decode_constants& c) {
+  Codes::template raw<T>(a, w, i, c);
+  LOWBIT_UNROLL
+  for (int r = 0; r < 4; ++r) {
+    if constexpr (Codes::offset) a[r] = add2<T>(a[r], offset[r % 2]);
+    if constexpr (Codes::exponent_moved && is_bf16<T>) a[r] = mul2<T>(a[r], 0x77807780u);  // 2^112
+  }
+}
 
 // Offsets and scales of a lane's two rows, g and g + 8, each twice in a word.
 struct row_scales {

@@ -1,5 +1,6 @@
 // integer: s8 x s8 in exact int32 (mma.sync m16n8k32), W8A8, W4A8 and W2A8 with any scales and zero points.
 #include "cuda/generic/bytes_rows.h"
+#include "cuda/generic/segment_sums.h"
 
 namespace lowbit::cuda::sm80 {
 namespace {
@@ -7,33 +8,41 @@ namespace {
 const char* integer_refusal(const gemm_problem& p) {
   const int bits = p.w.format->bits;
   if (!p.w.format->integer() || (bits != 2 && bits != 4 && bits != 8)) return "codes are not int2, int4 or int8";
-  const int64_t group = p.w.shape.groups == 1 ? p.w.shape.k : p.w.shape.group_k;
-  if (p.x_zero_point && group > integer_segment)
-    return "x has zero points and a group of W more than 32768 columns: their column sums are not packed";
+  if (p.w.shape.groups * ceil_div(p.w.shape.span, integer_segment) > int64_t{1} << 30) return "more than 2^30 segments";
   return nullptr;
 }
 
-byte_arguments arguments(const gemm_problem& p) {
+// x as fragments, and where a group has several segments their column sums.
+int64_t workspace(const gemm_problem& p, const device_info& device) {
+  const fragment_shape& s = p.w.shape;
+  const int64_t cuts = ceil_div(s.span, integer_segment);
+  return bytes_workspace(p, device) + (cuts > 1 ? s.strips * s.groups * cuts * strip_rows * 4 : 0);
+}
+
+// launch(products of W's bits, arguments)
+template <class Launch>
+lowbit_status run(const gemm_problem& p, const device_info& device, const Launch& launch) {
+  if (const lowbit_status status = arrange(p.w.shape, p.x, p.m, p.x_stride, p.workspace, p.stream)) return status;
   byte_arguments a = make_byte_arguments(p, integer_segment);
   a.w_zero = p.w.zero_points();
   a.x_zero = p.x_zero_point;
   a.x_zero_row = p.num_x_scales == 1 ? 0 : 1;
   a.column_sums = p.w.column_sums();
-  return a;
-}
-
-// launch(products of W's bits, arguments)
-template <class Launch>
-lowbit_status run(const gemm_problem& p, const Launch& launch) {
-  if (const lowbit_status status = arrange(p.w.shape, p.x, p.m, p.x_stride, p.workspace, p.stream)) return status;
-  const byte_arguments a = arguments(p);
+  const auto as = [&](auto products) {
+    if (a.x_zero && a.cuts > 1) {
+      const auto sums = reinterpret_cast<int32_t*>(static_cast<uint8_t*>(p.workspace) + bytes_workspace(p, device));
+      if (const lowbit_status status = sum_segments<decltype(products)::bits>(a, sums, p.stream)) return status;
+      a.column_sums = sums;
+    }
+    return launch(products, a);
+  };
   switch (p.w.format->bits) {
     case 2:
-      return launch(integer_products<2>(), a);
+      return as(integer_products<2>());
     case 4:
-      return launch(integer_products<4>(), a);
+      return as(integer_products<4>());
     default:
-      return launch(integer_products<8>(), a);
+      return as(integer_products<8>());
   }
 }
 
@@ -54,9 +63,9 @@ constexpr kernel_row skinny(const char* name) {
             const char* reason = integer_refusal(p);
             return reason ? reason : skinny_refusal<integer_products<8>, NT>(p, device, integer_segment);
           },
-          bytes_workspace,
+          workspace,
           [](const gemm_problem& p, const device_info& device) {
-            return run(p, [&](auto products, const byte_arguments& a) {
+            return run(p, device, [&](auto products, const byte_arguments& a) {
               return run_skinny<decltype(products), NT>(a, device, p.stream);
             });
           }};
@@ -79,9 +88,9 @@ constexpr kernel_row tiled(const char* name) {
             const char* reason = integer_refusal(p);
             return reason ? reason : tiled_refusal<integer_products<8>, NT, S>(p, device, integer_segment);
           },
-          bytes_workspace,
-          [](const gemm_problem& p, const device_info&) {
-            return run(p, [&](auto products, const byte_arguments& a) {
+          workspace,
+          [](const gemm_problem& p, const device_info& device) {
+            return run(p, device, [&](auto products, const byte_arguments& a) {
               return run_tiled<decltype(products), NT, S>(a, p.stream);
             });
           }};

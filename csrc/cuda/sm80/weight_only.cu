@@ -45,14 +45,14 @@ using m16 = tile<8, 1, 2, true>;
 using m32 = tile<8, 1, 4, true>;
 using m64 = tile<4, 2, 4, true>;
 using m128 = tile<4, 2, 8, false>;
-constexpr tile_traits all_tiles[] = {m16::traits, m32::traits, m64::traits, m128::traits};
-
 template <class C>
 lowbit_status start(const gemm_problem& p, const device_info& device, bool split) {
   arguments a = make_arguments<C>(p);
   a.split = split;
-  const launch_sizes sizes = sizes_of<C>(a, device);
+  const bool wait = sums_wait(p.w.shape, split);
+  const launch_sizes sizes = sizes_of<C>(a, device, wait);
   a.stages = sizes.stages;
+  if (wait) a.waiting_sums = a.stages * a.plan.bytes;
   launch_shape shape{};
   shape.grid_x = a.order.w_blocks * a.order.x_blocks;
   shape.grid_y = split ? a.slices : 1;
@@ -94,21 +94,40 @@ lowbit_status run(const gemm_problem& p, const device_info& device) {
   return p.x_dtype == LOWBIT_BF16 ? as(bf16_t{}) : as(f16_t{});
 }
 
+// ---- which tile -------------------------------------------------------------------------------------------------
+
+// Why a tile cannot run a problem, or null.
+template <class Tile>
+const char* impossible(const gemm_problem& p, const device_info& device) {
+  const bool wait = sums_wait(p.w.shape, predict(Tile::traits, p.w.shape, p.m, device).split);
+  if (smallest_shared_bytes<typename Tile::any>(p, wait) > device.shared_bytes)
+    return wait ? "two of its stages and the sums do not fit into shared memory"
+                : "two of its stages do not fit into shared memory";
+  return fits_a_grid(p, Tile::traits) ? nullptr : "more tiles than a grid holds";
+}
+
+struct candidate {
+  tile_traits traits;
+  const char* (*impossible)(const gemm_problem&, const device_info&);
+};
+constexpr candidate candidates[] = {{m16::traits, impossible<m16>},
+                                    {m32::traits, impossible<m32>},
+                                    {m64::traits, impossible<m64>},
+                                    {m128::traits, impossible<m128>}};
+
 // Why not this tile, or null.
 template <class Tile>
 const char* refuses(const gemm_problem& p, const device_info& device) {
   if (const char* reason = refused_by_every_tile(p)) return reason;
-  using C = typename Tile::any;
-  if (smallest_shared_bytes<C>(p) > device.shared_bytes) return "two of its stages do not fit into shared memory";
-  if (!fits_a_grid(p, Tile::traits)) return "more tiles than a grid holds";
+  if (const char* reason = impossible<Tile>(p, device)) return reason;
   const double own = predict(Tile::traits, p.w.shape, p.m, device).clocks;
   const tile_traits* best = nullptr;
   double fewest = own;
-  for (const tile_traits& t : all_tiles) {
-    const double clocks = predict(t, p.w.shape, p.m, device).clocks;
-    if (clocks >= fewest || !fits_a_grid(p, t)) continue;
+  for (const candidate& c : candidates) {
+    const double clocks = predict(c.traits, p.w.shape, p.m, device).clocks;
+    if (clocks >= fewest || c.impossible(p, device)) continue;
     fewest = clocks;
-    best = &t;
+    best = &c.traits;
   }
   if (!best) return nullptr;
   static thread_local char reason[160];

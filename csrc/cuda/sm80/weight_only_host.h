@@ -19,7 +19,6 @@ stage_plan plan_of(const packed_weight& w) {
   p.scale_dtype = w.scale_dtype;
   p.scale_shift = dtype_bytes(w.scale_dtype) / 2;  // of 1, 2 and 4
   p.scale_pitch = slot_pitch(1 << p.scale_shift);
-  p.scale_factor = ldexp2(1, debt_of<typename C::T>(*w.format, p.grouped).in_scale);
   p.bias = C::codes::template bias<typename C::T>;
   if (C::codes::bits < 8) p.bias += static_cast<float>(w.format->integer_offset);
   p.span = static_cast<int>(s.span);
@@ -35,6 +34,7 @@ stage_plan plan_of(const packed_weight& w) {
   p.scales_at = p.codes_at + strips * p.strip_step;
   p.zeros_at = p.scales_at + (p.grouped ? strips * p.slots * p.scale_pitch : 0);
   p.bytes = p.zeros_at + (p.grouped && C::codes::offset && p.zero_points ? strips * p.slots * slot_pitch(1) : 0);
+  p.bytes = static_cast<int>(round_up(p.bytes, 128));
   return p;
 }
 
@@ -69,8 +69,7 @@ arguments make_arguments(const gemm_problem& p) {
   a.bias = p.bias;
   a.bias_dtype = p.bias_dtype;
   a.whole_bias = reinterpret_cast<uintptr_t>(p.bias) % static_cast<uintptr_t>(dtype_bytes(p.bias_dtype) * 4) == 0;
-  const power_debt debt = debt_of<typename C::T>(*p.w.format, a.plan.grouped);
-  a.unscale = ldexp2(1, debt.all - debt.in_scale);
+  a.unscale = ldexp2(1, value_debt(*p.w.format));
   a.global_scale = p.w.global_scale();
   return a;
 }
@@ -83,25 +82,32 @@ struct launch_sizes {
   int64_t shared_bytes;
 };
 
+// Slices of groups are added in shared memory, where a CTA does all of them: registers hold a group's sums and a
+// slice's.
+inline bool sums_wait(const fragment_shape& s, bool split) {
+  return scales_belong_to_steps(s) && !split && slices_of(s) > 1;
+}
+
 // As many stages as fit, so that loads in flight cover the memory's latency (32 KB and more an SM); where CTAs share an
-// SM, in their part of it.
+// SM, in their part of it. Sums follow them or, where they do not wait, take their place.
 template <class C>
-launch_sizes sizes_of(const arguments& a, const device_info& device) {
+launch_sizes sizes_of(const arguments& a, const device_info& device, bool wait) {
+  const int64_t beside = wait ? sums_bytes<C> : 0;
   const int64_t part = device.shared_bytes / C::min_ctas - (C::min_ctas > 1 ? 1024 : 0);
-  const int64_t room = part / a.plan.bytes >= 3 && part >= sums_bytes<C> ? part : device.shared_bytes;
-  int64_t stages = room / a.plan.bytes;
+  const bool shares = (part - beside) / a.plan.bytes >= 3 && part >= sums_bytes<C>;
+  int64_t stages = ((shares ? part : device.shared_bytes) - beside) / a.plan.bytes;
   if (stages > max_stages) stages = max_stages;
   if (stages < 2) stages = 2;
-  const int64_t bytes = stages * a.plan.bytes;
+  const int64_t bytes = stages * a.plan.bytes + beside;
   return {static_cast<int>(stages), bytes > sums_bytes<C> ? bytes : sums_bytes<C>};
 }
 
-// Of any codes in a tile: two stages, or the sums.
+// Of any codes in a tile: two stages and sums that wait, or the sums.
 template <class C>
-int64_t smallest_shared_bytes(const gemm_problem& p) {
+int64_t smallest_shared_bytes(const gemm_problem& p, bool wait) {
   const stage_plan plan = plan_of<C>(p.w);
   const int64_t spare = C::rows * 16 * (C::codes::bits - p.w.shape.bits);  // C's codes are not the format's own
-  const int64_t stages = 2 * (plan.bytes - spare);
+  const int64_t stages = 2 * (plan.bytes - spare) + (wait ? sums_bytes<C> : 0);
   return stages > sums_bytes<C> ? stages : sums_bytes<C>;
 }
 

@@ -24,27 +24,33 @@ struct prediction {
   bool split;
 };
 
-// Per SM and step of 128 columns, in SM clocks; the longest of three counts:
-//   products      an m16n8k16 takes a quarter of the SM 8 clocks (512 multiply-adds a clock and SM; an H200 does 660)
-//   instructions  2.7 for each weight that a warp decodes (warps along m decode the same ones), 1.5 for each product,
-//                 130 for the step: counted in the SASS of int4, groups of 128; one a clock and quarter
+// Instructions in the SASS of sm_90, groups of 128. A warp's step in the 16 x 256 tile of int4 has 335: 176 that decode
+// (1.4 for each of 128 weights a lane), 32 products with 28 loads of x and codes and ends of loops, 24 that end a
+// group, 12 for its scales, 63 to begin and end the step. In the 128 x 128 tile it has 530, of which 128 products. So
+//
+//   1.4 for a weight of 4 bits, or 2 (mean of the others, generic/decode.h), that a warp decodes: warps along m decode
+//   the same ones; 2 for a product; 95 for the step; 225 for the producer's step, all in one quarter of the SM
+//
+// Per SM and step the longest of three counts, in SM clocks, and a sixteenth of the others, as overlap is never whole:
+//   products      an m16n8k16 takes a quarter of the SM 8 clocks: 1024 multiply-adds a clock and SM, sm_80's rate;
+//   mma.sync
+//                 was measured by others at 1.3 times that on an H200
+//   instructions  one a clock and quarter
 //   L2            what the stage brings, at 46 bytes a clock and SM (6 KB a clock for 132)
 // A CTA takes its steps and a constant; CTAs go in waves. Codes come from memory once, at 20.7 bytes a clock and SM
 // (4.8 TB/s, 132 SMs, 1.755 GHz). Partial sums go to the L2 and back, and the second kernel costs its start.
-//
-// What it says of an H200 and N = K = 8192, groups of 128; nothing of it has been measured:
-//   int4   m = 1: 12.1 us (2.9 TB/s), m = 16: 12.9 us, bound by instructions; m = 1024: 301 us (457 TFLOP/s)
-//   int8   m = 1: 16.5 us (4.2 TB/s), m = 16: 17.2 us
 inline prediction predict(const tile_traits& t, const fragment_shape& s, int64_t m, const device_info& device) {
   const double sms = device.sms, steps = static_cast<double>(s.k_packed / fragment_step);
   const int64_t w_blocks = ceil_div(s.n, t.rows), x_blocks = ceil_div(m, t.columns), tiles = w_blocks * x_blocks;
   const double products = t.rows / 16.0 * (t.columns / 8.0) * 8;
   const double multiply = products / 4 * 8;
   const double decoded = t.warps * 32 * 128.0 / 32;  // by all warps, lane by lane
-  const double instructions = (decoded * 2.7 + products * 1.5 + t.warps * 130) / 4;
+  const double instructions =
+      (decoded * (s.bits == 4 ? 1.4 : 2) + products * 2 + t.warps * 95) / 4 + (t.columns <= 64 ? 225 : 0);
   const double l2 = (t.rows * 16.0 * s.bits + t.columns * 256.0) / 46;
-  double step = multiply > instructions ? multiply : instructions;
-  if (l2 > step) step = l2;
+  double longest = multiply > instructions ? multiply : instructions;
+  if (l2 > longest) longest = l2;
+  const double step = longest + (multiply + instructions + l2 - longest) / 16;
   const double memory = static_cast<double>(s.code_bytes()) / (20.7 * sms);
   const double outputs = static_cast<double>(m * s.strips * strip_rows);
   const auto total = [&](bool split) {

@@ -110,7 +110,8 @@ template <class C>
 inline constexpr int sums_pitch = (C::rows + 4) * 4;
 
 template <class C>
-LOWBIT_DEVICE void stage_sums(uint32_t shared, const float (&sums)[C::tiles_n][C::tiles_m][4], int warp_n, int warp_m) {
+LOWBIT_DEVICE void stage_sums(uint32_t tile, const float (&sums)[C::tiles_n][C::tiles_m][4], bool add, int warp_n,
+                              int warp_m) {
   const int g = lane_index() / 4, t = lane_index() % 4;
   LOWBIT_UNROLL
   for (int r = 0; r < C::tiles_n; ++r) LOWBIT_UNROLL
@@ -118,8 +119,18 @@ LOWBIT_DEVICE void stage_sums(uint32_t shared, const float (&sums)[C::tiles_n][C
   for (int i = 0; i < 4; ++i) {
     const int row = (warp_n * C::tiles_n + r) * 16 + g + i / 2 * 8;
     const int column = (warp_m * C::tiles_m + j) * 8 + 2 * t + i % 2;
-    shared_store<float>(shared + column * sums_pitch<C> + row * 4, sums[r][j][i]);
+    const uint32_t at = tile + column * sums_pitch<C> + row * 4;
+    shared_store<float>(at, add ? shared_load<float>(at) + sums[r][j][i] : sums[r][j][i]);
   }
+}
+
+// Adds a slice's sums, which begin anew, to those of the slices before it: a lane's own places in the tile.
+template <class C>
+LOWBIT_DEVICE void leave_slice(uint32_t tile, float (&total)[C::tiles_n][C::tiles_m][4], int slice, int warp_n,
+                               int warp_m) {
+  stage_sums<C>(tile, total, slice > 0, warp_n, warp_m);
+  LOWBIT_UNROLL
+  for (int i = 0; i < C::tiles_n * C::tiles_m * 4; ++i) total[i / 4 / C::tiles_m][i / 4 % C::tiles_m][i % 4] = 0;
 }
 
 // A thread's four outputs n .. n + 4 of the tile, the same in every row of x that it takes.

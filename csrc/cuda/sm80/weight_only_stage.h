@@ -36,7 +36,6 @@ struct stage_plan {
   bool grouped;                // more than one group along K: scales belong to steps
   bool zero_points;
   int scale_dtype, scale_shift, scale_pitch;  // a scale has 1 << scale_shift bytes
-  float scale_factor;                         // a power of two, into the scale
   float bias;                                 // of raw values, and the format's offset
 };
 
@@ -76,7 +75,8 @@ struct arguments {
   // the schedule
   tile_order order;
   int steps, slices, stages;
-  bool split;  // a CTA does one slice and stores partial sums
+  bool split;        // a CTA does one slice and stores partial sums
+  int waiting_sums;  // where in shared memory slices' sums wait for the next slice's; 0: they do not
   // y
   int n;
   float* partials;  // [slices][m][rows_packed]
@@ -87,7 +87,7 @@ struct arguments {
   const void* bias;   // or null
   int bias_dtype;
   bool whole_bias;            // likewise
-  float unscale;              // a power of two that the decoded weights are too small by
+  float unscale;              // a power of two that decoded weights are too small by
   const float* global_scale;  // or null
 };
 
@@ -123,6 +123,7 @@ struct group_cursor {
     if (s.begins && p.slots <= left) return s;
     s.begins = 1;
     s.count = 1;
+    LOWBIT_UNROLL_N(1)
     for (int next = p.span - inside; next < step_columns && s.count < left; next += p.span) {
       ++s.count;
       s.begins |= 1u << next / 16;
@@ -253,6 +254,7 @@ class stage_loader {
     const int pitch = slot_pitch(1 << shift);
     to += thread() / strip_threads * a.plan.slots * pitch;
     from += static_cast<int64_t>(groups.first) << (6 + shift);
+    LOWBIT_UNROLL_N(1)
     for (; piece < pieces; piece += strip_threads, from += strip_threads * 16) {
       const int slot = piece >> (2 + shift);
       async_copy<16>(to + slot * pitch + (piece - (slot << (2 + shift))) * 16, from);

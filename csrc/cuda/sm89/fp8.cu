@@ -1,7 +1,8 @@
 // fp8: e4m3 x e4m3 (mma.sync m16n8k32), scales by tensor, row or channel, or by 1 x 128 of x and 128 x 128 of W.
 //
 // The tensor core's sums have fewer bits than fp32 (14 behind the point on sm_89 and sm_90): they are promoted to fp32
-// every 128 columns, `fast` every 512, so that no sum depends on how many rows x has.
+// every 128 columns, `fast` every 512, so that no sum depends on how many rows x has. 9.0 and 10.0 have no such
+// instruction in mma.sync: there it is two fp16 products, whose sums are fp32.
 #include "cuda/generic/bytes_rows.h"
 
 namespace lowbit::cuda::sm89 {

@@ -1,8 +1,8 @@
 // Every instruction of the vocabulary on random registers, one warp or warpgroup at a time; prints what comes out.
 //
 // The same source is built twice: by nvcc for the chip, by the host compiler against the emulator. What the two print
-// must be equal (tests/gpu/test_conformance.py compares). Cases whose name ends in ~ sum floats that round: PTX leaves
-// those sums open, and the difference is measured instead.
+// must be equal (tests/python/test_cuda_conformance.py compares). Cases whose name ends in ~ sum floats that round: PTX
+// leaves those sums open, and the difference is measured instead.
 #include <cstdio>
 #include <cstdlib>
 #include <random>

@@ -1,0 +1,2 @@
+#define LOWBIT_INSTRUCTIONS emulated
+#include "instructions.inc"

@@ -1,0 +1,2 @@
+#define LOWBIT_INSTRUCTIONS real
+#include "instructions.inc"
