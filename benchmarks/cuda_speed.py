@@ -187,6 +187,19 @@ def overhead() -> float:
     return took / 500 * 1e6
 
 
+def fp8_errors() -> dict[str, dict[int, float]]:
+    """Root mean square error of fp8 sums over that of y, by accumulation and K: normal numbers, float64 beside them."""
+    errors: dict[str, dict[int, float]] = {"promoted": {}, "fast": {}}
+    for k in (128, 512, 2048, 8192, 16384):
+        layer = lowbit.nn.Linear(k, 256, bias=False, scheme="FP8", dtype=torch.float32, device="cuda").eval()
+        x = torch.randn(64, k, device="cuda").to(torch.float8_e4m3fn)
+        exact = x.double() @ layer.weight.double().T
+        for accum, found in errors.items():
+            y = lowbit.linear(x, layer.packed, activation="fp8", x_scale=1.0, accum=accum, out_dtype=torch.float32)
+            found[k] = ((y.double() - exact).square().mean() / exact.square().mean()).sqrt().item()
+    return errors
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one shape, few replays")
@@ -217,8 +230,16 @@ def main() -> None:
                         f"{100 * r.teraflops() * 1e12 / peak(r.what, limit):>8.1f}  {r.sm_clock}",
                         flush=True,
                     )
+        errors = fp8_errors() if torch.cuda.get_device_capability() >= (8, 9) else {}
+        for accum, by_k in errors.items():
+            print(f"error of fp8 sums, {accum}:", *(f"{k}: {error:.1e}" for k, error in by_k.items()), sep="  ")
     if options.json:
-        record = {"device": torch.cuda.get_device_name(), "limits": limit, "results": [asdict(r) for r in results]}
+        record = {
+            "device": torch.cuda.get_device_name(),
+            "limits": limit,
+            "fp8 errors": errors,
+            "results": [asdict(r) for r in results],
+        }
         options.json.write_text(json.dumps(record, indent=1))
 
 

@@ -36,11 +36,23 @@ MEANT: dict[str, list[tuple[str, tuple[str, ...] | None, str]]] = {
     # Hopper's own: warpgroup products, x and packed weights by bulk copies.
     "sm90/weight_only.cu": [
         ("weight_only_kernel", None, r"HGMMA\.64x\d+x16\.F32"),
-        ("weight_only_kernel", None, r"UBLKCP|UTMALDG"),
+        ("weight_only_kernel", None, r"UTMALDG"),
+        ("weight_only_kernel", None, r"UBLKCP"),
     ],
-    "sm90/integer.cu": [("byte_x_kernel", None, r"IGMMA\.64x\d+x32\.S8\.S8")],
-    "sm90/fp8.cu": [("byte_x_kernel|group_kernel", None, r"QGMMA\.64x\d+x32\.F32\.E4M3\.E4M3")],
-    "sm90/fp8_lut16.cu": [("byte_x_kernel|group_kernel", None, r"QGMMA\.64x\d+x32\.F32\.E4M3\.E4M3")],
+    "sm90/integer.cu": [
+        ("byte_x_kernel", None, r"IGMMA\.64x\d+x32\.S8\.S8"),
+        ("byte_x_kernel", None, r"UTMALDG"),
+        ("byte_x_kernel", None, r"UBLKCP"),
+    ],
+    "sm90/fp8.cu": [
+        ("byte_x_kernel", None, r"QGMMA\.64x\d+x32\.F32\.E4M3\.E4M3"),
+        ("byte_x_kernel", None, r"UTMALDG"),
+        ("byte_x_kernel", None, r"UBLKCP"),
+    ],
+    "sm90/fp8_lut16.cu": [
+        ("byte_x_kernel|group_kernel", None, r"QGMMA\.64x\d+x32\.F32\.E4M3\.E4M3"),
+        ("byte_x_kernel|group_kernel", None, r"UTMALDG"),
+    ],
     "sm89/fp8.cu": [
         ("bytes_\\w+_kernel", ("89", "120a"), r"QMMA\.16832\.F32\.E4M3\.E4M3"),
         ("bytes_tiled_kernel", None, r"LDGSTS\.E\.(\w+\.)*128"),

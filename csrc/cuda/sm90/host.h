@@ -9,6 +9,9 @@
 
 namespace lowbit::cuda::sm90 {
 
+// Of weights that are decoded to 16 bits, for every m and tile: so a sum never depends on m.
+inline constexpr int k_slices = 3;
+
 // Also brings x to where TMA takes it.
 template <class T>
 lowbit_status make_operands(const gemm_problem& p, operands* in) {
@@ -17,6 +20,7 @@ lowbit_status make_operands(const gemm_problem& p, operands* in) {
   in->strip_bytes = s.tile_offset(1, 0, 0);
   in->strips = static_cast<int>(s.strips);
   in->steps = static_cast<int>(s.k_packed / T::stage_k);
+  in->slice = static_cast<int>(ceil_div(s.k_packed / fragment_step, k_slices) * fragment_step / T::stage_k);
   in->order = {static_cast<int>(ceil_div(s.strips, T::strips * T::cluster)),
                static_cast<int>(ceil_div(p.m, T::columns))};
   in->axis = {static_cast<int>(s.span), static_cast<int>(s.groups)};

@@ -16,6 +16,8 @@ using rows_16 = integer_tile<Load, 1, 16, 16, 1>;
 template <class Load>
 using rows_64 = integer_tile<Load, 1, 64, 12, 1>;
 template <class Load>
+using rows_128_64 = integer_tile<Load, 1, 128, 8, 2>;
+template <class Load>
 using rows_128 = integer_tile<Load, 2, 128, 6, 2>;
 template <class Load>
 using rows_256 = integer_tile<Load, 2, 256, 4, 2>;
@@ -59,8 +61,9 @@ const char* refuses_whole(const gemm_problem& p, const device_info& device) {
   if (const char* reason = common_refusal<T>(p)) return reason;
   if (p.w.shape.groups > 1) return "scales change along K";
   if (p.w.shape.k > integer_segment) return "k is longer than a segment of 32768 columns";
-  return model_refusal<T, rows_16<typename T::load>, rows_64<typename T::load>, rows_128<typename T::load>,
-                       rows_256<typename T::load>, rows_256_in_turns<typename T::load>>(p, device);
+  return model_refusal<T, rows_16<typename T::load>, rows_64<typename T::load>, rows_128_64<typename T::load>,
+                       rows_128<typename T::load>, rows_256<typename T::load>, rows_256_in_turns<typename T::load>>(
+      p, device);
 }
 
 template <class T>
@@ -95,6 +98,7 @@ constexpr kernel_row row(const char* name) {
 extern const kernel_row integer_rows[] = {
     row<rows_16<load_bytes>, false>("integer_int8_sm90_16x64"),
     row<rows_64<load_bytes>, false>("integer_int8_sm90_64x64"),
+    row<rows_128_64<load_bytes>, false>("integer_int8_sm90_128x64"),
     row<rows_128<load_bytes>, false>("integer_int8_sm90_128x128"),
     row<rows_256<load_bytes>, false>("integer_int8_sm90_256x128"),
     row<rows_256_in_turns<load_bytes>, false>("integer_int8_sm90_256x64_in_turns"),
@@ -103,6 +107,7 @@ extern const kernel_row integer_rows[] = {
     row<rows_128<load_bytes>, true>("integer_int8_grouped_sm90_128x128"),
     row<rows_16<load_int4>, false>("integer_int4_sm90_16x64"),
     row<rows_64<load_int4>, false>("integer_int4_sm90_64x64"),
+    row<rows_128_64<load_int4>, false>("integer_int4_sm90_128x64"),
     row<rows_128<load_int4>, false>("integer_int4_sm90_128x128"),
     row<rows_256<load_int4>, false>("integer_int4_sm90_256x128"),
     row<rows_256_in_turns<load_int4>, false>("integer_int4_sm90_256x64_in_turns"),

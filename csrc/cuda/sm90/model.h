@@ -17,19 +17,21 @@
 namespace lowbit::cuda::sm90 {
 
 struct tile_traits {
-  int strips, columns, cluster, products_per_stage, stage_k;
-  int strip_bytes, x_bytes;  // of a stage
+  int strips, lots, columns, cluster, products_per_stage, stage_k;
+  int strip_bytes, x_bytes;  // of a lot
   bool in_turns;
-  int instructions;  // of a warp for a stage
-  double promotion;  // instructions for each sum and stage
+  int instructions;  // of a warp for a lot
+  double promotion;  // instructions for each sum and lot
 };
 
-// Every fragment is read twice where 8-bit products take 4-bit codes, and decoded where it is not a product's operand.
+// A weight that is no product's operand as it is costs a thread 2.5 instructions where it becomes 16 bits, and 60 a
+// stage for scales; 1 where it becomes 8, 3.75 with scales in its exponent.
 template <class T>
 constexpr tile_traits traits_of(double promotion) {
   const int weights = T::stage_k / 2;  // of a thread
-  const int decode = T::w_bits == T::x_bytes * 8 ? 0 : T::x_bytes == 1 ? weights : 60 + weights * 5 / 2;
-  return {T::strips,      T::columns, T::cluster,  T::products, T::stage_k,
+  const int bytes = T::w_bits == 8 ? 0 : T::scale_stage > 0 ? weights * 15 / 4 : weights;
+  const int decode = T::x_bytes == 2 ? 60 + weights * 5 / 2 : bytes;
+  return {T::strips,      T::lots,    T::columns,  T::cluster,  T::products, T::stage_k,
           T::strip_stage, T::x_stage, T::in_turns, 90 + decode, promotion};
 }
 
@@ -42,29 +44,32 @@ struct prediction {
   int64_t tiles, waves;
 };
 
+// Rows of x behind the last are zeros that come from nowhere.
 inline prediction predict(const tile_traits& t, int64_t m, int64_t strips, int64_t k, int sms) {
   prediction p{};
-  const int64_t w_blocks = ceil_div(strips, t.strips * t.cluster) * t.cluster;
-  p.tiles = w_blocks * ceil_div(m, t.columns);
+  p.tiles = ceil_div(strips, t.strips * t.cluster) * t.cluster * ceil_div(m, t.columns);
   p.waves = ceil_div(p.tiles, sms / t.cluster * t.cluster);
-  const double steps = static_cast<double>(ceil_div(k, t.stage_k));
+  const double stages = static_cast<double>(ceil_div(ceil_div(k, t.stage_k), t.lots));
   const double sums = t.columns / 2;
-  const double warps = t.in_turns ? 1 : t.strips;  // that multiply at a time, on each scheduler
+  const double own = t.strips * t.lots;        // strips of W in a stage
+  const double warps = t.in_turns ? 1 : own;   // that multiply at a time, on each scheduler
+  const double alone = warps < 2 ? 2 : warps;  // slots of a scheduler for an instruction of each
+  const double x_bytes = t.x_bytes * t.lots, w_bytes = t.strip_bytes * own;
+  const double x_read = t.products_per_stage * t.columns * 32 * own;
   const auto at_least = [&](double clocks, const char* bound) {
     if (clocks > p.stage) p.stage = clocks, p.bound = bound;
   };
-  at_least((sums < 16 ? 16 : sums) * t.products_per_stage * t.strips, "products");
-  at_least((t.instructions + t.promotion * sums) * (warps < 2 ? 2 : warps), "instructions");
-  at_least(
-      (t.x_bytes + t.strips * (t.strip_bytes * 2 + t.products_per_stage * t.columns * 32)) / shared_bytes_per_clock,
-      "shared memory");
-  at_least((t.strips * t.strip_bytes + static_cast<double>(t.x_bytes) / t.cluster) / l2_bytes_per_clock, "L2");
-  p.outputs = (400 + sums * output_instructions) * (t.in_turns ? 2 : warps);
-  // In turns, a warpgroup's outputs are hidden by one tile of the other's.
-  const double hidden = t.in_turns ? steps * p.stage : 0;
+  at_least((sums < 16 ? 16 : sums) * t.products_per_stage * own, "products");
+  at_least((t.instructions + t.promotion * sums) * alone, "instructions");
+  at_least((x_bytes + x_read + 2 * w_bytes) / shared_bytes_per_clock, "shared memory");
+  const double x_loaded = m < t.columns ? x_bytes * static_cast<double>(m) / t.columns : x_bytes;
+  at_least((x_loaded / t.cluster + w_bytes) / l2_bytes_per_clock, "L2");
+  // A warpgroup's outputs; in turns, those are hidden by one tile of the other's.
+  p.outputs = (400 + sums * output_instructions) * (t.lots > 1 ? 2 : alone);
+  const double hidden = t.in_turns ? stages * p.stage : 0;
   const double exposed = p.outputs > hidden ? p.outputs - hidden : 0;
-  const double compute = static_cast<double>(p.waves) * (steps * p.stage + exposed) + (t.in_turns ? p.outputs : 0);
-  const double memory = static_cast<double>(strips) * t.strip_bytes * steps / memory_bytes_per_clock;
+  const double compute = static_cast<double>(p.waves) * (stages * p.stage + exposed) + (t.in_turns ? p.outputs : 0);
+  const double memory = static_cast<double>(strips) / t.strips * w_bytes * stages / memory_bytes_per_clock;
   if (memory > compute) p.bound = "memory";
   p.clocks = (compute > memory ? compute : memory) + first_latency;
   return p;

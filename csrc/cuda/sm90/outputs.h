@@ -168,12 +168,12 @@ LOWBIT_DEVICE void run_tiles(const operands& in, const Consume& consume) {
   init_barriers<T>(shared);
   const int group = warp_index() / 4;
   if (group == 0) {
-    set_max_registers<40, registers::decrease>();
+    set_max_registers<T::consumers == 2 ? 48 : 56, registers::decrease>();
     if (thread_index() == 0) produce<T>(in, shared);
   } else {
-    set_max_registers<T::consumers == 1 ? 248 : 232, registers::increase>();
+    set_max_registers<T::consumers == 1 ? 248 : T::consumers == 2 ? 232 : 152, registers::increase>();
     ring<T> r(shared);
-    const uint32_t staging = shared + T::out_offset + (group - 1) * T::out_bytes;
+    const uint32_t staging = shared + T::out_offset + (T::in_slices ? 0 : group - 1) * T::out_bytes;
     const int rank = T::cluster > 1 ? cluster_rank() : 0;
     const int clusters = num_ctas() / T::cluster;
     for (int i = cta_index() / T::cluster; i < in.order.count(); i += clusters, ++r.turn) {
@@ -184,7 +184,7 @@ LOWBIT_DEVICE void run_tiles(const operands& in, const Consume& consume) {
       r.more = i + clusters < in.order.count();
       int w_block, x_block;
       in.order.at(i, w_block, x_block);
-      const int strip = T::in_turns ? 0 : group - 1;
+      const int strip = T::strips == 1 ? 0 : group - 1;
       consume(staging, r, place((w_block * T::cluster + rank) * T::strips + strip, x_block * T::columns));
     }
   }

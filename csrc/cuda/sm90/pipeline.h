@@ -11,6 +11,9 @@
 //   in turns   ("ping-pong") a tile is one strip, and each of two warpgroups has its own: what one stores hides under
 //              what the other multiplies. A named barrier passes the ring on: a full barrier's parity tells a stage
 //              only from the one before it in its slot, so nobody waits for a stage while earlier ones are on the way
+//   slices     a tile is one strip, K in as many slices as there are warpgroups, one for each; a stage has a lot of
+//   every
+//              slice. Sums of slices are added in their order. For weights that take long to decode
 //
 // Weights are A, from registers; x is B: tiles of y^T, so small m means a narrow tile, not a padded one.
 #pragma once
@@ -26,8 +29,9 @@ inline constexpr int warpgroup = 128;
 inline constexpr int box_bytes = 128;  // of K in one row of x
 
 // What a kernel's tile is. `stage_k` columns a stage are 128 bytes of x, or as many boxes of them as a fragment tile is
-// deep. ScaleBytes: the most that the scales and zero points of a strip's stage may take.
-enum class schedule { together, in_turns };
+// deep; where K is in slices 128 columns, so that what a stage costs by itself is shared by more of them. ScaleBytes:
+// the most that the scales and zero points of a strip's stage may take.
+enum class schedule { together, in_turns, slices };
 
 template <class Mma, int XBytes, int WBits, int Consumers, int Columns, int Stages, int Cluster, int ScaleBytes = 0,
           schedule Schedule = schedule::together>
@@ -37,7 +41,9 @@ struct tile {
   static constexpr int w_bits = WBits;         // of a packed code
   static constexpr int consumers = Consumers;  // warpgroups, a strip of 64 rows of W each
   static constexpr bool in_turns = Schedule == schedule::in_turns;
-  static constexpr int strips = in_turns ? 1 : consumers;  // of a tile
+  static constexpr bool in_slices = Schedule == schedule::slices;
+  static constexpr int strips = in_turns || in_slices ? 1 : consumers;  // of a tile
+  static constexpr int lots = in_slices ? consumers : 1;                // of a stage
   static_assert(!in_turns || consumers == 2);
   static constexpr int columns = Columns;  // rows of x
   static constexpr int stages = Stages;
@@ -46,14 +52,15 @@ struct tile {
 
   static constexpr int tile_k = 256 / w_bits;
   static constexpr int box_k = box_bytes / x_bytes;
-  static constexpr int stage_k = box_k < tile_k ? tile_k : box_k;
+  static constexpr int stage_k = in_slices ? fragment_step : box_k < tile_k ? tile_k : box_k;
   static constexpr int mma_k = 32 / x_bytes;         // columns of one product
   static constexpr int products = stage_k / mma_k;   // a stage
   static constexpr int x_box = columns * box_bytes;  // bytes
   static constexpr int x_stage = x_box * (stage_k / box_k);
   static constexpr int strip_stage = 64 * stage_k * w_bits / 8;
   static constexpr int scale_stage = ScaleBytes;
-  static constexpr int stage_bytes = (x_stage + strips * (strip_stage + scale_stage) + 1023) / 1024 * 1024;
+  static constexpr int lot_bytes = (x_stage + strips * (strip_stage + scale_stage) + 1023) / 1024 * 1024;
+  static constexpr int stage_bytes = lots * lot_bytes;
 
   // A warpgroup's y on its way out: up to 32 rows of x at a time, 64 outputs of 2 bytes, padded against bank conflicts.
   // Two such buffers take turns.
@@ -62,11 +69,14 @@ struct tile {
   static constexpr int out_buffer = out_columns * out_pitch;
   // Numbers of the tile's columns, where a thread reads its own 16 bytes at a time: outputs.h, column_numbers.
   static constexpr int number_pitch = columns + 16;  // bytes
-  static constexpr int number_bytes = columns > 128 ? 0 : 4 * number_pitch;
+  static constexpr int number_bytes = columns > 128 || x_bytes > 1 ? 0 : 4 * number_pitch;
   static constexpr int out_bytes = 2 * out_buffer + 4 * 2 * number_bytes;
 
   static constexpr int out_offset = stages * stage_bytes;
-  static constexpr int barrier_offset = out_offset + consumers * out_bytes;
+  // Sums of the slices behind the first, [slice][sum][thread].
+  static constexpr int slice_sums = columns / 2 * warpgroup * 4;
+  static constexpr int slices_offset = out_offset + (in_slices ? 1 : consumers) * out_bytes;
+  static constexpr int barrier_offset = slices_offset + (lots - 1) * slice_sums;
   static constexpr int shared_bytes = barrier_offset + stages * 16;
   static_assert(shared_bytes <= 232448);
   static_assert(columns / cluster % 8 == 0);
@@ -78,9 +88,10 @@ struct ring {
   uint32_t base;
   int slot = 0;
   uint32_t parity = 0;
+  int lot = 0;  // of a stage
 
   LOWBIT_DEVICE explicit ring(uint32_t shared) : base(shared) {}
-  LOWBIT_DEVICE uint32_t x() const { return base + slot * T::stage_bytes; }
+  LOWBIT_DEVICE uint32_t x() const { return base + slot * T::stage_bytes + lot * T::lot_bytes; }
   LOWBIT_DEVICE uint32_t strip(int i) const { return x() + T::x_stage + i * (T::strip_stage + T::scale_stage); }
   static LOWBIT_DEVICE uint32_t scales(uint32_t strip) { return strip + T::strip_stage; }
   LOWBIT_DEVICE uint32_t full() const { return base + T::barrier_offset + slot * 16; }
@@ -140,6 +151,7 @@ struct operands {
   int64_t strip_bytes;  // of a whole strip
   int strips;
   int steps;  // stages along K
+  int slice;  // of them, a slice: of n and k alone
   tile_order order;
   group_axis axis;
   const uint8_t* scales;       // [strips][groups][64] where the kernel's stages hold them, or null
@@ -163,7 +175,7 @@ LOWBIT_DEVICE void init_barriers(uint32_t shared) {
     ring<T> r(shared);
     for (int i = 0; i < T::stages; ++i, r.advance()) {
       mbarrier_init(r.full(), 1);
-      mbarrier_init(r.empty(), T::strips * T::cluster);
+      mbarrier_init(r.empty(), T::strips * T::lots * T::cluster);
     }
     fence_mbarrier_init();
   }
@@ -173,6 +185,55 @@ LOWBIT_DEVICE void init_barriers(uint32_t shared) {
     sync_threads();
 }
 
+// How many slices have a stage of this index.
+LOWBIT_DEVICE int lots_of(const operands& a, int round) { return (a.steps - round + a.slice - 1) / a.slice; }
+
+// Bytes that come for a lot: scales and zero points of a strip, and all.
+struct lot_bytes {
+  int first_group, scales, zeros, all;
+};
+template <class T>
+LOWBIT_DEVICE lot_bytes lot_size(const operands& a, int step) {
+  lot_bytes b{0, 0, 0, T::x_stage + T::strips * T::strip_stage};
+  if (T::scale_stage > 0 && a.scales) {
+    const stage_groups<T> groups(a.axis, step);
+    b.first_group = groups.first;
+    b.scales = groups.count * a.scale_line;
+    b.zeros = a.zero_points ? groups.count * 64 : 0;
+    b.all += T::strips * (b.scales + b.zeros);
+  }
+  return b;
+}
+
+// Starts the copies of a lot: x from row `first_row`, strips from `first_strip`, columns of `step`.
+template <class T>
+LOWBIT_DEVICE void bring(const operands& a, const ring<T>& r, int first_strip, int first_row, int rank, int step) {
+  constexpr int share = T::columns / T::cluster;
+  const int row = first_row + rank * share;
+  LOWBIT_UNROLL
+  for (int b = 0; b < T::stage_k / T::box_k; ++b) {
+    const uint32_t x = r.x() + b * T::x_box + rank * share * box_bytes;
+    const int column = step * T::stage_k + b * T::box_k;
+    if constexpr (T::cluster > 1)
+      tensor_copy_multicast(x, a.x, column, row, r.full(), (1u << T::cluster) - 1);
+    else
+      tensor_copy(x, a.x, column, row, r.full());
+  }
+  const lot_bytes bytes = lot_size<T>(a, step);
+  LOWBIT_UNROLL
+  for (int s = 0; s < T::strips; ++s) {
+    const int wanted = first_strip + s, strip = wanted < a.strips ? wanted : a.strips - 1;  // there is always one
+    bulk_copy<cache::streaming>(r.strip(s), a.codes + strip * a.strip_bytes + int64_t{step} * T::strip_stage,
+                                T::strip_stage, r.full());
+    if (bytes.scales) {
+      const int64_t line = int64_t{strip} * a.axis.groups + bytes.first_group;
+      const uint32_t to = r.scales(r.strip(s));
+      bulk_copy(to, a.scales + line * a.scale_line, bytes.scales, r.full());
+      if (bytes.zeros) bulk_copy(to + bytes.scales, a.zero_points + line * 64, bytes.zeros, r.full());
+    }
+  }
+}
+
 // One thread: brings every stage of every tile of this CTA. In a cluster each CTA brings its share of x to all of them;
 // a cluster's CTAs work on neighbouring blocks of W and the same block of x.
 template <class T>
@@ -180,45 +241,20 @@ LOWBIT_DEVICE void produce(const operands& a, uint32_t shared) {
   prefetch_map(a.x);
   ring<T> r(shared);
   const int rank = T::cluster > 1 ? cluster_rank() : 0;
-  constexpr int share = T::columns / T::cluster;
   for (int i = cta_index() / T::cluster; i < a.order.count(); i += num_ctas() / T::cluster) {
     int w_block, x_block;
     a.order.at(i, w_block, x_block);
     const int first_strip = (w_block * T::cluster + rank) * T::strips;
-    for (int step = 0; step < a.steps; ++step, r.advance()) {
+    for (int round = 0; round < (T::in_slices ? a.slice : a.steps); ++round, r.advance()) {
       mbarrier_wait(r.empty(), r.parity ^ 1);
-      int scale_bytes = 0, zero_bytes = 0;
-      int64_t first_group = 0;
-      const bool scales = T::scale_stage > 0 && a.scales;
-      if (scales) {
-        const stage_groups<T> groups(a.axis, step);
-        first_group = groups.first;
-        scale_bytes = groups.count * a.scale_line;
-        zero_bytes = a.zero_points ? groups.count * 64 : 0;
-      }
-      mbarrier_expect_bytes(r.full(), T::x_stage + T::strips * (T::strip_stage + scale_bytes + zero_bytes));
-      const int row = x_block * T::columns + rank * share;
-      LOWBIT_UNROLL
-      for (int b = 0; b < T::stage_k / T::box_k; ++b) {
-        const uint32_t x = r.x() + b * T::x_box + rank * share * box_bytes;
-        const int column = step * T::stage_k + b * T::box_k;
-        if constexpr (T::cluster > 1)
-          tensor_copy_multicast(x, a.x, column, row, r.full(), (1u << T::cluster) - 1);
-        else
-          tensor_copy(x, a.x, column, row, r.full());
-      }
-      LOWBIT_UNROLL
-      for (int s = 0; s < T::strips; ++s) {
-        const int wanted = first_strip + s, strip = wanted < a.strips ? wanted : a.strips - 1;  // there is always one
-        bulk_copy<cache::streaming>(r.strip(s), a.codes + strip * a.strip_bytes + int64_t{step} * T::strip_stage,
-                                    T::strip_stage, r.full());
-        if (scales) {
-          const int64_t line = int64_t{strip} * a.axis.groups + first_group;
-          const uint32_t to = r.scales(r.strip(s));
-          bulk_copy(to, a.scales + line * a.scale_line, scale_bytes, r.full());
-          if (a.zero_points) bulk_copy(to + scale_bytes, a.zero_points + line * 64, zero_bytes, r.full());
-        }
-      }
+      // Slices have as many stages, the last ones perhaps fewer: their lots stay empty.
+      const int lots = T::in_slices ? lots_of(a, round) : 1;
+      int bytes = 0;
+      for (int lot = 0; lot < lots; ++lot) bytes += lot_size<T>(a, lot * a.slice + round).all;
+      mbarrier_expect_bytes(r.full(), bytes);
+      for (r.lot = 0; r.lot < lots; ++r.lot)
+        bring<T>(a, r, first_strip, x_block * T::columns, rank, r.lot * a.slice + round);
+      r.lot = 0;
     }
   }
 }
@@ -260,7 +296,7 @@ LOWBIT_DEVICE void hold(Sum (&sums)[Count]) {
 // This warpgroup's part of a stage.
 template <class T>
 LOWBIT_DEVICE uint32_t own_strip(const ring<T>& r) {
-  return r.strip(T::in_turns ? 0 : warp_index() / 4 - 1);
+  return r.strip(T::strips == 1 ? 0 : warp_index() / 4 - 1);
 }
 
 // All of K into one set of sums. While a stage is multiplied, the next one's fragments are loaded and decoded into the
@@ -281,16 +317,58 @@ LOWBIT_DEVICE void multiply_all(Sum (&sums)[T::columns / 2], ring<T>& r, int ste
     release<T>(behind);
     behind.advance();
   };
-  int step = 0;
-  for (; step + 1 < steps; step += 2) {
+  for (int step = 0; step < steps; step += 2) {
     next(even, step);
-    next(odd, step + 1);
+    if (step + 1 < steps) next(odd, step + 1);
   }
-  if (step < steps) next(even, step);
   if constexpr (T::in_turns) r.pass_turn();  // every stage has come
   wgmma_wait<0>();
   hold(sums);
   release<T>(behind);
+}
+
+// K in slices, each as multiply_all() sums it, added up in fp32. True for the warpgroups that have the sums.
+template <class T, class Load>
+LOWBIT_DEVICE bool multiply_slices(float (&sums)[T::columns / 2], const operands& in, ring<T>& r, uint32_t shared,
+                                   const Load& load) {
+  const auto slice = [&](float (&to)[T::columns / 2], int first, int steps) {
+    multiply_all<T>(to, r, steps,
+                    [&](uint32_t (&a)[T::products][4], uint32_t strip, int step) { load(a, strip, first + step); });
+  };
+  if constexpr (!T::in_slices) {
+    LOWBIT_UNROLL
+    for (int i = 0; i < T::columns / 2; ++i) sums[i] = 0;
+    LOWBIT_UNROLL_N(1)
+    for (int first = 0; first < in.steps; first += in.slice) {
+      float part[T::columns / 2];
+      slice(part, first, in.steps - first < in.slice ? in.steps - first : in.slice);
+      LOWBIT_UNROLL
+      for (int i = 0; i < T::columns / 2; ++i) sums[i] += part[i];
+    }
+    return true;
+  } else {
+    r.lot = warp_index() / 4 - 1;
+    const int first = r.lot * in.slice, left = in.steps - first;
+    const int steps = left < 0 ? 0 : left < in.slice ? left : in.slice;
+    if (steps > 0) slice(sums, first, steps);
+    for (int round = steps; round < in.slice; ++round, r.advance()) {  // lots that are not there
+      mbarrier_wait(r.full(), r.parity);
+      release<T>(r);
+    }
+    const uint32_t own = shared + T::slices_offset + thread_index() % warpgroup * 4;
+    const auto place = [&](int slice, int i) { return own + (slice - 1) * T::slice_sums + i * warpgroup * 4; };
+    if (r.lot > 0 && steps > 0) LOWBIT_UNROLL
+    for (int i = 0; i < T::columns / 2; ++i) shared_store<float>(place(r.lot, i), sums[i]);
+    barrier_sync(T::consumers + 1, T::consumers * warpgroup);
+    if (r.lot == 0) {
+      LOWBIT_UNROLL
+      for (int i = 0; i < T::columns / 2; ++i) sums[i] += 0.0f;  // -0, as above
+      for (int s = 1; s * in.slice < in.steps; ++s) LOWBIT_UNROLL
+      for (int i = 0; i < T::columns / 2; ++i) sums[i] += shared_load<float>(place(s, i));
+    }
+    barrier_sync(T::consumers + 1, T::consumers * warpgroup);  // the next tile's may come
+    return r.lot == 0;
+  }
 }
 
 // K in blocks of `block` stages, each summed by the tensor core alone and then added up in fp32: `prepare(block)`

@@ -8,17 +8,19 @@ namespace lowbit::cuda::sm90 {
 namespace {
 
 // A shape of tile for any type of x and codes. `Stages` of the widest codes fit; 2-bit stages are twice as deep.
-template <int Consumers, int Columns, int Stages, int Cluster>
+template <int Consumers, int Columns, int Stages, int TwoBitStages, int Cluster, schedule Schedule>
 struct shape {
   template <class X, class Codes>
-  using tile = weight_only_tile<X, Codes, Consumers, Columns, Codes::bits == 2 ? Stages / 2 : Stages, Cluster>;
+  using tile =
+      weight_only_tile<X, Codes, Consumers, Columns, Codes::bits == 2 ? TwoBitStages : Stages, Cluster, Schedule>;
   using any = tile<bf16_t, integer_codes<4>>;
 };
 
-using rows_16 = shape<1, 16, 16, 1>;
-using rows_64 = shape<1, 64, 12, 1>;
-using rows_128 = shape<2, 128, 6, 2>;
-using rows_256 = shape<2, 256, 4, 2>;
+// Decoding costs a small tile the most: one warpgroup for each slice of K. Sums of a slice and of all of K take a tile
+// of 128 rows of x 128 registers, and leave none for a wider one.
+using rows_16 = shape<k_slices, 16, 4, 4, 1, schedule::slices>;
+using rows_64 = shape<k_slices, 64, 2, 2, 1, schedule::slices>;
+using rows_128 = shape<2, 128, 6, 3, 2, schedule::together>;
 
 template <class T>
 lowbit_status start(const gemm_problem& p, const device_info& device) {
@@ -47,7 +49,7 @@ lowbit_status run(const gemm_problem& p, const device_info& device) {
   const auto as = [&]<class X>(X) {
     switch (kind_of(*p.w.format)) {
       case code_kind::int2:
-        if constexpr (Shape::any::columns <= 128)
+        if constexpr (Shape::any::columns < 128)
           return start<typename Shape::template tile<X, integer_codes<2>>>(p, device);
         else
           return LOWBIT_UNSUPPORTED;  // refused
@@ -70,6 +72,9 @@ const char* codes_refusal(const gemm_problem& p) {
   const format_row& f = *p.w.format;
   if (f.minimum || f.two_levels()) return "the format has minima or scales of two levels";
   if (kind_of(f) == code_kind::none) return "no decoder takes the format's codes";
+  const int scales = p.w.scale_dtype;
+  if (p.x_dtype == LOWBIT_F16 && p.w.shape.groups > 1 && scales != LOWBIT_F16 && scales != LOWBIT_E4M3)
+    return "fp16 does not hold every weight with scales of this type";
   return nullptr;
 }
 
@@ -77,11 +82,11 @@ template <class Shape>
 const char* refuses(const gemm_problem& p, const device_info& device) {
   if (const char* reason = codes_refusal(p)) return reason;
   if (kind_of(*p.w.format) == code_kind::int2) {
-    if constexpr (Shape::any::columns > 128)
+    if constexpr (Shape::any::columns >= 128)
       return "two stages' fragments of 2-bit codes and the sums need more registers";
-    return model_refusal<typename Shape::any, rows_16::any, rows_64::any, rows_128::any>(p, device);
+    return model_refusal<typename Shape::any, rows_16::any, rows_64::any>(p, device);
   }
-  return model_refusal<typename Shape::any, rows_16::any, rows_64::any, rows_128::any, rows_256::any>(p, device);
+  return model_refusal<typename Shape::any, rows_16::any, rows_64::any, rows_128::any>(p, device);
 }
 
 template <class Shape>
@@ -98,7 +103,6 @@ extern const kernel_row weight_only_rows[] = {
     row<rows_16>("weight_only_wgmma_sm90_16x64"),
     row<rows_64>("weight_only_wgmma_sm90_64x64"),
     row<rows_128>("weight_only_wgmma_sm90_128x128"),
-    row<rows_256>("weight_only_wgmma_sm90_256x128"),
 };
 extern const int num_weight_only_rows = sizeof weight_only_rows / sizeof weight_only_rows[0];
 

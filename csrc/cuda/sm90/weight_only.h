@@ -10,9 +10,10 @@ namespace lowbit::cuda::sm90 {
 template <int StageK>
 inline constexpr int stage_scale_bytes = StageK / 16 * 64 * 5;
 
-template <class X, class Codes, int Consumers, int Columns, int Stages, int Cluster>
+template <class X, class Codes, int Consumers, int Columns, int Stages, int Cluster, schedule Schedule>
 struct weight_only_tile
-    : tile<X, 2, Codes::bits, Consumers, Columns, Stages, Cluster, stage_scale_bytes<Codes::bits == 2 ? 128 : 64>> {
+    : tile<X, 2, Codes::bits, Consumers, Columns, Stages, Cluster,
+           stage_scale_bytes<Codes::bits == 2 || Schedule == schedule::slices ? 128 : 64>, Schedule> {
   using x_type = X;
   using codes = Codes;
 };
@@ -85,11 +86,12 @@ struct lane_words {
       }
       return i % 2 ? u32x4{first.z, first.w, second.z, second.w} : u32x4{first.x, first.y, second.x, second.y};
     } else {
-      if (i == 0) first = shared_load<u32x4>(warp + lane * 16);
+      constexpr int products = T::tile_k / T::mma_k;  // of a tile
+      if (i % products == 0) first = shared_load<u32x4>(warp + i / products * 2048 + lane * 16);
       return first;
     }
   }
-  LOWBIT_DEVICE int columns(int i) const { return T::w_bits == 8 ? lane_index() % 2 : i; }
+  LOWBIT_DEVICE int columns(int i) const { return T::w_bits == 8 ? lane_index() % 2 : i % (T::tile_k / T::mma_k); }
 };
 
 // Fragments of a stage. `s` holds the scales of all of K, or where there are groups takes theirs.
@@ -119,9 +121,10 @@ void weight_only_kernel(const LOWBIT_GRID_CONSTANT weight_only_arguments a) {
     row_scales scales{};
     if (!a.in.scales) scales = constant_scales<T>(a, at);
     float sums[T::columns / 2];
-    multiply_all<T>(sums, r, a.in.steps, [&](uint32_t (&fragments)[T::products][4], uint32_t strip, int step) {
+    const auto load = [&](uint32_t (&fragments)[T::products][4], uint32_t strip, int step) {
       load_weights<T>(a, fragments, strip, step, at, scales);
-    });
+    };
+    if (!multiply_slices<T>(sums, a.in, r, shared_base(), load)) return;
     store_outputs<T>(a.out, at, staging, [&](int j, int h, int c, int32_t) { return sums[4 * j + 2 * h + c]; });
   });
 }
