@@ -49,7 +49,6 @@ class bf16_decoder {
  public:
   static constexpr int64_t block_k = 64;
   static constexpr bool scales_sums = true;
-  static constexpr int max_rows = 16;
 
   explicit bf16_decoder(const packed_view& weights) : w(weights) {
     for (int i = 0; i < 32; ++i) tops[i] = static_cast<uint16_t>(2 * i + 1);
@@ -121,7 +120,6 @@ class bf16_decoder<Recipe, Unit, Offset, Depth, false> {
  public:
   static constexpr int64_t block_k = Recipe == recipe::lut16 ? 128 : 64;
   static constexpr bool scales_sums = false;
-  static constexpr int max_rows = 16;
 
   explicit bf16_decoder(const packed_view& weights) : w(weights) {
     values = _mm512_setzero_ps();

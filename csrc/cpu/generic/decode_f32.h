@@ -13,13 +13,9 @@ namespace {
 // chunks of a line of 4-bit codes do. Narrow codes are joined to a line of bytes first.
 template <class V, recipe Recipe, int Unit, offset Offset, int64_t Depth>
 class f32_decoder {
-  static constexpr bool narrow =
-      Recipe == recipe::lut4 || Recipe == recipe::narrow_linear || Recipe == recipe::narrow_minifloat;
-
  public:
   static constexpr int64_t block_k = Recipe == recipe::lut16 ? 128 : 64;
   static constexpr bool scales_sums = false;
-  static constexpr int max_rows = narrow ? 4 : 16;  // decoded beside each other: narrow codes make much code of each
 
   explicit f32_decoder(const packed_view& weights) : w(weights) {
     // Those of tables of 4 again and again: lookups see the next code's bits, too.
@@ -65,6 +61,8 @@ class f32_decoder {
  private:
   static constexpr bool lut = Recipe == recipe::lut16 || Recipe == recipe::lut4;
   static constexpr bool linear = Recipe == recipe::linear || Recipe == recipe::narrow_linear;
+  static constexpr bool narrow =
+      Recipe == recipe::lut4 || Recipe == recipe::narrow_linear || Recipe == recipe::narrow_minifloat;
   static constexpr int registers = chunk / V::lanes;  // of a chunk
   // Parts of a register that differ in scale.
   static constexpr int parts = 4 * V::lanes > Unit ? 4 * V::lanes / Unit : 1;

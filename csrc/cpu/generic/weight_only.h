@@ -91,8 +91,7 @@ struct depth_runs {
 template <class A, int M, class Decoder>
 inline void multiply_direct(const Decoder& w, const typename A::element* x, int64_t x_stride, const depth_runs<A>& runs,
                             float* sums) {
-  constexpr int fitting = A::direct_sums / M >= 16 ? 16 : A::direct_sums / M >= 8 ? 8 : 4;
-  constexpr int rows = fitting < Decoder::max_rows ? fitting : Decoder::max_rows;
+  constexpr int rows = A::direct_sums / M >= 16 ? 16 : A::direct_sums / M >= 8 ? 8 : 4;
   for (int first = 0; first < panel_rows; first += rows) {
     typename A::sum partial[M][rows], scaled[M][rows / 4];
     if constexpr (Decoder::scales_sums)
