@@ -79,7 +79,7 @@ def machine(run: dict[str, Any], rows: list[Row]) -> str:
     return "\n".join(
         [
             f"- {cpu.get('brand_raw', 'unknown')}, {own.get('threads')} threads, CPU level `{own.get('cpu_isa')}`",
-            f"- lowbit {own.get('lowbit', '?')}, torch {own.get('torch', '?')}, {own.get('platform', '?')}",
+            f"- lowbit {own.get('lowbit', '?')}, torch {own.get('torch', '?')}, {own.get('platform', '?').split('-')[0]}",
             f"- commit `{(run.get('commit_info') or {}).get('id', '?')[:12]}`, {run.get('datetime', '?')[:16]}",
             f"- limits measured during the run (medians): {', '.join(measured)}",
             *disturbance(rows),
@@ -146,19 +146,19 @@ SUMMARY = (
 def markdown(run: dict[str, Any], rows: list[Row]) -> str:
     """The whole report."""
     parts = [
-        "## Machine",
+        "### Machine",
         machine(run, rows),
-        "## Summary",
+        "### Summary",
         SUMMARY,
         summary(rows),
-        "## Details",
+        "### Details",
         "Times are medians. Peer columns: their time divided by ours, above 1 where ours is faster.",
     ]
     for case, found in cases(rows).items():
         kernels = ", ".join(sorted({f"`{row['kernel']}`" for row in found}))
         error = max(row["relative_error"] for row in found)
         facts = f"Format `{found[0]['format']}`, kernels {kernels}, largest relative error {error:.1e}."
-        parts += [f"### {title(case)}", facts, details(found)]
+        parts += [f"#### {title(case)}", facts, details(found)]
     return "\n\n".join(parts) + "\n"
 
 
