@@ -70,6 +70,7 @@ def machine(run: dict[str, Any], rows: list[Row]) -> str:
     info, limits = run["machine_info"], run.get("limits", {})
     own = info.get("lowbit", {})
     cpu = info.get("cpu", {})
+    system = own.get("platform", "?").split("-")[0]
     units = {"read_bandwidth": ("read bandwidth", "GB/s", 1e9)} | {
         what: (f"{what} multiply", "TOPS", 1e12) for what in MULTIPLY
     }
@@ -79,7 +80,7 @@ def machine(run: dict[str, Any], rows: list[Row]) -> str:
     return "\n".join(
         [
             f"- {cpu.get('brand_raw', 'unknown')}, {own.get('threads')} threads, CPU level `{own.get('cpu_isa')}`",
-            f"- lowbit {own.get('lowbit', '?')}, torch {own.get('torch', '?')}, {own.get('platform', '?').split('-')[0]}",
+            f"- lowbit {own.get('lowbit', '?')}, torch {own.get('torch', '?')}, {system}",
             f"- commit `{(run.get('commit_info') or {}).get('id', '?')[:12]}`, {run.get('datetime', '?')[:16]}",
             f"- limits measured during the run (medians): {', '.join(measured)}",
             *disturbance(rows),
