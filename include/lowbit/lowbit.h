@@ -20,11 +20,15 @@
 #define LOWBIT_API
 #endif
 
+// Enumerations are ints: any number that C can hold in one may be given, and what is none of its values is refused.
 #ifdef __cplusplus
+#define LOWBIT_INT : int
 extern "C" {
+#else
+#define LOWBIT_INT
 #endif
 
-typedef enum lowbit_status {
+typedef enum lowbit_status LOWBIT_INT {
   LOWBIT_OK = 0,
   LOWBIT_INVALID_VALUE = 1,  // a size, code, scale or header that cannot be: see lowbit_last_error()
   LOWBIT_INVALID_TYPE = 2,   // a dtype that this operation does not take
@@ -32,7 +36,7 @@ typedef enum lowbit_status {
   LOWBIT_OUT_OF_MEMORY = 4,
 } lowbit_status;
 
-typedef enum lowbit_dtype {
+typedef enum lowbit_dtype LOWBIT_INT {
   LOWBIT_F32 = 0,
   LOWBIT_F16 = 1,
   LOWBIT_BF16 = 2,
@@ -44,7 +48,7 @@ typedef enum lowbit_dtype {
 
 // Where memory is, where a product is computed, what a packed weight is laid out for. LOWBIT_CUDA is the current device
 // of the calling thread: select it (cudaSetDevice) and keep it current during the call.
-typedef enum lowbit_device {
+typedef enum lowbit_device LOWBIT_INT {
   LOWBIT_CPU = 0,
   LOWBIT_CUDA = 1,
 } lowbit_device;
@@ -175,14 +179,14 @@ LOWBIT_API lowbit_status lowbit_encode_cuda(const lowbit_encode_args* args, void
 
 // ---- multiplication ----------------------------------------------------------------------------------------
 
-typedef enum lowbit_family {
+typedef enum lowbit_family LOWBIT_INT {
   LOWBIT_WEIGHT_ONLY = 0,  // y = x W^T + bias in floating point, W decoded on the way
   LOWBIT_INTEGER = 1,      // x quantized to int8, exact int32 sums, scales after; integer weights
   LOWBIT_FP8 = 2,          // x quantized to E4M3, sums of E4M3 products in floating point, scales after; weights
                            // whose values E4M3 has; CUDA only
 } lowbit_family;
 
-typedef enum lowbit_activation {
+typedef enum lowbit_activation LOWBIT_INT {
   LOWBIT_DYNAMIC_SYMMETRIC = 0,   // per row: scale = max|x| / 127
   LOWBIT_DYNAMIC_ASYMMETRIC = 1,  // per row: scale = (max - min) / 255 over a range that includes 0
   LOWBIT_STATIC = 2,              // x_scale (and x_zero_point) given; x may be I8 (E4M3 for LOWBIT_FP8) already
@@ -190,14 +194,14 @@ typedef enum lowbit_activation {
 
 // How LOWBIT_FP8 sums. Tensor cores add E4M3 products with fewer bits than fp32 has: PROMOTED adds their sums of 128
 // columns in fp32, FAST leaves all of K to them.
-typedef enum lowbit_accumulation {
+typedef enum lowbit_accumulation LOWBIT_INT {
   LOWBIT_PROMOTED = 0,
   LOWBIT_FAST = 1,
 } lowbit_accumulation;
 
 // What a product does to its sums before they are rounded to y:
 //   y[m][n] = to_y( combine( function( x W^T + bias ), other[m][n] ) ), all of it in fp32.
-typedef enum lowbit_function {
+typedef enum lowbit_function LOWBIT_INT {
   LOWBIT_IDENTITY = 0,
   LOWBIT_SILU = 1,       // x / (1 + exp(-x))
   LOWBIT_GELU = 2,       // x Phi(x), Phi the normal distribution
@@ -205,7 +209,7 @@ typedef enum lowbit_function {
   LOWBIT_RELU = 4,       // max(x, 0)
 } lowbit_function;
 
-typedef enum lowbit_combination {
+typedef enum lowbit_combination LOWBIT_INT {
   LOWBIT_ALONE = 0,
   LOWBIT_ADD = 1,       // + other: a residual
   LOWBIT_MULTIPLY = 2,  // * other: what a gate is for
@@ -259,7 +263,7 @@ LOWBIT_API lowbit_status lowbit_quantize_rows(const void* x, lowbit_dtype dtype,
 
 // Activations to low precision, row by row, alone or together with what models do just before. On the CPU and on CUDA
 // the same bits.
-typedef enum lowbit_activation_format {
+typedef enum lowbit_activation_format LOWBIT_INT {
   LOWBIT_ACTIVATION_INT8 = 0,             // fp32 scale of a row: max|v| / 127
   LOWBIT_ACTIVATION_INT8_ASYMMETRIC = 1,  // fp32 scale and int32 zero point of a row
   LOWBIT_ACTIVATION_FP8 = 2,              // E4M3; fp32 scale of a row: max|v| / 448
@@ -280,7 +284,7 @@ LOWBIT_API int32_t lowbit_num_activation_formats(void);
 LOWBIT_API lowbit_status lowbit_activation_format_get(lowbit_activation_format format,
                                                       lowbit_activation_format_info* info);
 
-typedef enum lowbit_activation_source {
+typedef enum lowbit_activation_source LOWBIT_INT {
   LOWBIT_PLAIN = 0,     // v = x
   LOWBIT_RMS_NORM = 1,  // v = s / sqrt(mean(s^2) + epsilon) * weight, s = x, or x + other rounded to x's dtype
   LOWBIT_SILU_MUL = 2,  // v = x / (1 + exp(-x)) * other
