@@ -6,6 +6,33 @@
 
 namespace lowbit::cuda::sm90 {
 
+// int4 to bf16 with two shifts a word fewer than integer_codes: a nibble alone in a half is a denormal, linear in the
+// code as far as bit 7, where the exponent begins. Nibbles of row g count in 2^-133, those of row g + 8, four bits
+// higher, in 2^-129. fma with 2^127 makes integers of them, exact, in `unit`; the scale is as much larger.
+struct int4_to_bf16 {
+  static constexpr int bits = 4;
+  static constexpr bool offset = true, exponent_moved = false;
+  template <class T>
+  static constexpr float bias = 0;
+  static constexpr float unit(int h) { return h ? 0x1p-2f : 0x1p-6f; }
+
+  static LOWBIT_DEVICE void decode(uint32_t (&a)[4], const u32x4& w, int i, const row_scales& s) {
+    const uint32_t words[4] = {w.x, w.y, w.z, w.w};
+    LOWBIT_UNROLL
+    for (int r = 0; r < 4; ++r) {
+      const uint32_t raw = logic3<lut_and>(words[i] >> (r / 2 * 8), r % 2 ? 0x00f000f0u : 0x000f000fu, 0);
+      a[r] = mul2<bf16_t>(fma2<bf16_t>(raw, 0x7f007f00u, s.offset[r % 2]), s.scale[r % 2]);
+    }
+  }
+};
+
+// Of the integers that codes of row g + 8 h become before they are scaled: one, but for int4_to_bf16.
+template <class Codes>
+constexpr float unit_of(int h) {
+  if constexpr (__is_same(Codes, int4_to_bf16)) return Codes::unit(h);
+  return 1;
+}
+
 // A stage has at most stage_k / 16 groups: scales of 4 bytes and zero points of 1.
 template <int StageK>
 inline constexpr int stage_scale_bytes = StageK / 16 * 64 * 5;
@@ -23,8 +50,9 @@ struct weight_only_arguments {
   outputs out;
   decode_constants constants;
   int scale_dtype;
-  float scale_factor;  // of every scale: the powers of two that raw values owe, as far as scales pay them
-  float bias;          // what raw values are too large by, the format's offset included
+  float scale_factor[2];  // of every scale of rows g and g + 8: the powers of two that raw values owe, as far as
+                          // scales pay them
+  float bias;             // what raw values are too large by, the format's offset included
   const int8_t* zero_points;
 };
 
@@ -41,8 +69,13 @@ struct lane_place {
 };
 
 template <class T>
-LOWBIT_DEVICE uint32_t offset_of(const weight_only_arguments& a, float zero) {
-  return pack2<typename T::x_type>(-a.bias - zero, -a.bias - zero);
+LOWBIT_DEVICE uint32_t offset_of(const weight_only_arguments& a, int h, float zero) {
+  const float offset = (-a.bias - zero) * unit_of<typename T::codes>(h);
+  return pack2<typename T::x_type>(offset, offset);
+}
+template <class T>
+LOWBIT_DEVICE uint32_t scale_of(const weight_only_arguments& a, int h, float scale) {
+  return pack2<typename T::x_type>(scale * a.scale_factor[h], scale * a.scale_factor[h]);
 }
 
 // Scales and offsets of a lane's two rows, as A's type wants them. Where K is one group, its scale waits for the sums,
@@ -52,10 +85,11 @@ LOWBIT_DEVICE row_scales constant_scales(const weight_only_arguments& a, const p
   row_scales s;
   LOWBIT_UNROLL
   for (int h = 0; h < 2; ++h) {
-    s.scale[h] = pack2<typename T::x_type>(a.scale_factor, a.scale_factor);
+    s.scale[h] = scale_of<T>(a, h, 1);
     if constexpr (T::codes::offset) {
       const bool inside = a.zero_points && !a.in.scales && at.row(h) < a.out.n;
-      s.offset[h] = offset_of<T>(a, inside ? static_cast<float>(global_load<int8_t>(a.zero_points + at.row(h))) : 0.0f);
+      s.offset[h] =
+          offset_of<T>(a, h, inside ? static_cast<float>(global_load<int8_t>(a.zero_points + at.row(h))) : 0.0f);
     }
   }
   return s;
@@ -67,13 +101,12 @@ LOWBIT_DEVICE void load_scales(row_scales& s, const weight_only_arguments& a, ui
   float scale[2];
   shared_scales(scale, line, row, a.scale_dtype);
   LOWBIT_UNROLL
-  for (int h = 0; h < 2; ++h)
-    s.scale[h] = pack2<typename T::x_type>(scale[h] * a.scale_factor, scale[h] * a.scale_factor);
+  for (int h = 0; h < 2; ++h) s.scale[h] = scale_of<T>(a, h, scale[h]);
   if constexpr (T::codes::offset) {
     if (!a.in.zero_points) return;
     LOWBIT_UNROLL
     for (int h = 0; h < 2; ++h)
-      s.offset[h] = offset_of<T>(a, static_cast<float>(shared_load<int8_t>(zeros + row + h * 8)));
+      s.offset[h] = offset_of<T>(a, h, static_cast<float>(shared_load<int8_t>(zeros + row + h * 8)));
   }
 }
 
@@ -109,7 +142,10 @@ LOWBIT_DEVICE void load_weights(const weight_only_arguments& a, uint32_t (&fragm
   lane_words<T> own{strip + lane.codes, {}, {}};
   const auto decode_product = [&](int i) {
     const u32x4 words = own.words(i);
-    decode<typename T::x_type, typename T::codes>(fragments[i], words, own.columns(i), s, s, a.constants);
+    if constexpr (__is_same(typename T::codes, int4_to_bf16))
+      int4_to_bf16::decode(fragments[i], words, own.columns(i), s);
+    else
+      decode<typename T::x_type, typename T::codes>(fragments[i], words, own.columns(i), s, s, a.constants);
   };
   uint32_t line = ring<T>::scales(strip);
   if (!a.in.scales || one_group) {  // a branch for every 16 columns would cost as much as their decoding
