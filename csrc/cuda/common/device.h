@@ -28,6 +28,14 @@ LOWBIT_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
 LOWBIT_DEVICE int lane_index() { return static_cast<int>(threadIdx.x % 32); }
 // The same in every lane, and the compiler knows it: what depends on it may use uniform registers.
 LOWBIT_DEVICE int warp_index() { return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x / 32), 0); }
+// `value` is the same in every lane: now the compiler knows it, and keeps it in a uniform register.  [9.7.13.12: redux]
+LOWBIT_DEVICE uint32_t warp_uniform(uint32_t value) {
+#if LOWBIT_DEVICE_ARCH >= 800
+  return __reduce_or_sync(0xffffffffu, value);
+#else
+  return value;
+#endif
+}
 LOWBIT_DEVICE int cta_index() { return static_cast<int>(blockIdx.x); }
 LOWBIT_DEVICE int cta_index_y() { return static_cast<int>(blockIdx.y); }
 LOWBIT_DEVICE int cta_index_z() { return static_cast<int>(blockIdx.z); }

@@ -34,10 +34,12 @@ LOWBIT_DEVICE void wgmma_hold(T& x) {
 }
 
 // The descriptor of B at a 1024-byte aligned address plus 0, 32, 64 or 96 bytes along K: 8 rows are 1024 bytes apart
-// (9.7.15.5.1, matrix-descriptor).
-LOWBIT_DEVICE uint64_t wgmma_descriptor(uint32_t address) {
-  constexpr uint64_t leading = 1, stride = 1024 >> 4, swizzle_128b_mode = 1;
-  return (address >> 4 & 0x3fff) | leading << 16 | stride << 32 | swizzle_128b_mode << 62;
+// (9.7.15.5.1, matrix-descriptor). `offset` is added to the low word, so that products of a stage share the rest; no
+// shared memory is large enough for a carry.
+LOWBIT_DEVICE uint64_t wgmma_descriptor(uint32_t address, int offset = 0) {
+  constexpr uint32_t leading = 1, stride = 1024 >> 4, swizzle_128b_mode = 1;
+  const uint32_t low = ((address >> 4 & 0x3fff) | leading << 16) + static_cast<uint32_t>(offset >> 4);
+  return static_cast<uint64_t>(stride | swizzle_128b_mode << 30) << 32 | low;
 }
 
 // d (+)= a b. wgmma<T, N>::run(d, a, descriptor, accumulate): without `accumulate` d is overwritten.

@@ -22,4 +22,18 @@ LOWBIT_DEVICE float shared_scale(uint32_t line, int row, int dtype) {
   }
 }
 
+// Of rows `row` and `row + 8`: a type is asked for once.
+LOWBIT_DEVICE void shared_scales(float (&scale)[2], uint32_t line, int row, int dtype) {
+  if (dtype == LOWBIT_BF16) {
+    LOWBIT_UNROLL
+    for (int h = 0; h < 2; ++h) scale[h] = to_float<bf16_t>(shared_load<uint16_t>(line + row * 2 + h * 16));
+  } else if (dtype == LOWBIT_F16) {
+    LOWBIT_UNROLL
+    for (int h = 0; h < 2; ++h) scale[h] = to_float<f16_t>(shared_load<uint16_t>(line + row * 2 + h * 16));
+  } else {
+    LOWBIT_UNROLL
+    for (int h = 0; h < 2; ++h) scale[h] = shared_scale(line, row + h * 8, dtype);
+  }
+}
+
 }  // namespace lowbit::cuda::sm90

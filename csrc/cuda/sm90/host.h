@@ -23,7 +23,8 @@ lowbit_status make_operands(const gemm_problem& p, operands* in) {
   in->slice = static_cast<int>(ceil_div(s.k_packed / fragment_step, k_slices) * fragment_step / T::stage_k);
   in->order = {static_cast<int>(ceil_div(s.strips, T::strips * T::cluster)),
                static_cast<int>(ceil_div(p.m, T::columns))};
-  in->axis = {static_cast<int>(s.span), static_cast<int>(s.groups)};
+  in->axis = {static_cast<int>(s.span), static_cast<int>(s.groups), static_cast<int>(T::stage_k / s.span),
+              static_cast<int>(T::stage_k % s.span)};
   if (T::scale_stage > 0 && s.groups > 1) {
     in->scales = static_cast<const uint8_t*>(p.w.scales());
     in->scale_line = static_cast<int>(64 * dtype_bytes(p.w.scale_dtype));

@@ -24,13 +24,13 @@ struct tile_traits {
   double promotion;  // instructions for each sum and lot
 };
 
-// A weight that is no product's operand as it is costs a thread 2.5 instructions where it becomes 16 bits, and 60 a
-// stage for scales; 1 where it becomes 8, 3.75 with scales in its exponent.
+// A weight that is no product's operand as it is costs a thread 13 instructions for 8 where it becomes 16 bits, and 3 a
+// stage; 1 where it becomes 8, 3.75 with scales in its exponent.
 template <class T>
 constexpr tile_traits traits_of(double promotion) {
   const int weights = T::stage_k / 2;  // of a thread
   const int bytes = T::w_bits == 8 ? 0 : T::scale_stage > 0 ? weights * 15 / 4 : weights;
-  const int decode = T::x_bytes == 2 ? 60 + weights * 5 / 2 : bytes;
+  const int decode = T::x_bytes == 2 ? 3 + weights * 13 / 8 : bytes;
   return {T::strips,      T::lots,    T::columns,  T::cluster,  T::products, T::stage_k,
           T::strip_stage, T::x_stage, T::in_turns, 90 + decode, promotion};
 }

@@ -86,12 +86,13 @@ LOWBIT_DEVICE int inside_x(const outputs& o, int column) { return column < o.m ?
 // `sum(j, h, c, x_zero)` is a thread's sum as fp32.
 template <class T, class Sum>
 LOWBIT_DEVICE void store_outputs(const outputs& o, const place& at, uint32_t staging, const Sum& sum) {
+  const int own_row = at.row(0);  // and + 8
   float row_scale[2], bias[2];
   LOWBIT_UNROLL
   for (int h = 0; h < 2; ++h) {
-    const bool inside = at.row(h) < o.n;
-    row_scale[h] = o.row_scale && inside ? load_scale(o.row_scale, at.row(h), o.row_scale_dtype) : 1.0f;
-    bias[h] = o.bias && inside ? load_float(o.bias, at.row(h), o.bias_dtype) : 0.0f;
+    const bool inside = own_row + 8 * h < o.n;
+    row_scale[h] = o.row_scale && inside ? load_scale(o.row_scale, own_row + 8 * h, o.row_scale_dtype) : 1.0f;
+    bias[h] = o.bias && inside ? load_float(o.bias, own_row + 8 * h, o.bias_dtype) : 0.0f;
   }
   const float global = (o.global_scale ? global_load<float>(o.global_scale) : 1.0f) * o.factor;
 
@@ -123,8 +124,8 @@ LOWBIT_DEVICE void store_outputs(const outputs& o, const place& at, uint32_t sta
       LOWBIT_UNROLL
       for (int i = 0; i < pieces / 8; ++i) LOWBIT_UNROLL
       for (int q = 0; q < 4; ++q)
-        if (at.row(q / 2) < o.n && at.first_column + first + 8 * i + q % 2 < o.m)
-          global_store<float>(y + (8 * i + q % 2) * o.y_stride + at.row(q / 2), value[i][q]);
+        if (own_row + q / 2 * 8 < o.n && at.first_column + first + 8 * i + q % 2 < o.m)
+          global_store<float>(y + (8 * i + q % 2) * o.y_stride + own_row + q / 2 * 8, value[i][q]);
       continue;
     }
     // transposed into rows of x: each 8 x 8 block's columns become 16 bytes of a row
@@ -143,10 +144,10 @@ LOWBIT_DEVICE void store_outputs(const outputs& o, const place& at, uint32_t sta
     o.y_dtype == LOWBIT_F16 ? transpose(f16_t{}) : transpose(bf16_t{});
     barrier_sync(barrier, warpgroup);  // also: what was read two pieces ago has been read by all
     LOWBIT_UNROLL
-    for (int piece = thread; piece < pieces * 8; piece += warpgroup) {
-      const int column = first_column + first + piece / 8, row = first_row + piece % 8 * 8;
+    for (int line = thread / 8; line < pieces; line += warpgroup / 8) {  // 8 lanes store 128 bytes of a row of y
+      const int column = first_column + first + line, row = first_row + thread % 8 * 8;
       if (column >= o.m) continue;
-      const uint32_t from = buffer + piece / 8 * T::out_pitch + piece % 8 * 16;
+      const uint32_t from = buffer + line * T::out_pitch + thread % 8 * 16;
       uint16_t* const y = static_cast<uint16_t*>(o.y) + column * o.y_stride + row;
       if (o.whole_stores && row + 8 <= o.n) {
         global_store<u32x4>(y, shared_load<u32x4>(from));
@@ -169,7 +170,7 @@ LOWBIT_DEVICE void run_tiles(const operands& in, const Consume& consume) {
   const int group = warp_index() / 4;
   if (group == 0) {
     set_max_registers<T::consumers == 2 ? 48 : 56, registers::decrease>();
-    if (thread_index() == 0) produce<T>(in, shared);
+    if (lane_index() == 0 && warp_index() < T::lots) produce<T>(in, shared, warp_index());
   } else {
     set_max_registers<T::consumers == 1 ? 248 : T::consumers == 2 ? 232 : 152, registers::increase>();
     ring<T> r(shared);

@@ -138,6 +138,7 @@ struct tile_order {
 // Where the groups of packed columns are.
 struct group_axis {
   int span, groups;
+  int stage_groups, stage_columns;  // a stage is so many spans and columns
   LOWBIT_DEVICE int of_column(int column) const {
     const int g = column / span;
     return g < groups ? g : groups - 1;
@@ -169,12 +170,37 @@ struct stage_groups {
   }
 };
 
+// The same from stage to stage: one division a tile, not two a stage.
+template <class T>
+struct group_cursor {
+  const group_axis& axis;
+  int group, inside;  // the stage's first column is this one of this group
+
+  LOWBIT_DEVICE group_cursor(const group_axis& of, int step)
+      : axis(of), group(step * T::stage_k / of.span), inside(step * T::stage_k - group * of.span) {}
+  LOWBIT_DEVICE void advance() {
+    group += axis.stage_groups;
+    inside += axis.stage_columns;
+    if (inside < axis.span) return;
+    inside -= axis.span;
+    ++group;
+  }
+  LOWBIT_DEVICE bool one() const { return inside + T::stage_k <= axis.span; }
+  // Columns behind the last group count as its own.
+  LOWBIT_DEVICE int first() const { return group < axis.groups ? group : axis.groups - 1; }
+  LOWBIT_DEVICE int count() const {
+    if (one()) return 1;
+    const int more = (inside + T::stage_k - 1) / axis.span, left = axis.groups - 1 - first();
+    return 1 + (more < left ? more : left);
+  }
+};
+
 template <class T>
 LOWBIT_DEVICE void init_barriers(uint32_t shared) {
   if (thread_index() == 0) {
     ring<T> r(shared);
     for (int i = 0; i < T::stages; ++i, r.advance()) {
-      mbarrier_init(r.full(), 1);
+      mbarrier_init(r.full(), T::lots);
       mbarrier_init(r.empty(), T::strips * T::lots * T::cluster);
     }
     fence_mbarrier_init();
@@ -185,21 +211,18 @@ LOWBIT_DEVICE void init_barriers(uint32_t shared) {
     sync_threads();
 }
 
-// How many slices have a stage of this index.
-LOWBIT_DEVICE int lots_of(const operands& a, int round) { return (a.steps - round + a.slice - 1) / a.slice; }
-
 // Bytes that come for a lot: scales and zero points of a strip, and all.
 struct lot_bytes {
   int first_group, scales, zeros, all;
 };
 template <class T>
-LOWBIT_DEVICE lot_bytes lot_size(const operands& a, int step) {
+LOWBIT_DEVICE lot_bytes lot_size(const operands& a, const group_cursor<T>& groups) {
   lot_bytes b{0, 0, 0, T::x_stage + T::strips * T::strip_stage};
   if (T::scale_stage > 0 && a.scales) {
-    const stage_groups<T> groups(a.axis, step);
-    b.first_group = groups.first;
-    b.scales = groups.count * a.scale_line;
-    b.zeros = a.zero_points ? groups.count * 64 : 0;
+    const int count = groups.count();
+    b.first_group = groups.first();
+    b.scales = count * a.scale_line;
+    b.zeros = a.zero_points ? count * 64 : 0;
     b.all += T::strips * (b.scales + b.zeros);
   }
   return b;
@@ -207,7 +230,8 @@ LOWBIT_DEVICE lot_bytes lot_size(const operands& a, int step) {
 
 // Starts the copies of a lot: x from row `first_row`, strips from `first_strip`, columns of `step`.
 template <class T>
-LOWBIT_DEVICE void bring(const operands& a, const ring<T>& r, int first_strip, int first_row, int rank, int step) {
+LOWBIT_DEVICE void bring(const operands& a, const ring<T>& r, const lot_bytes& bytes, int first_strip, int first_row,
+                         int rank, int step) {
   constexpr int share = T::columns / T::cluster;
   const int row = first_row + rank * share;
   LOWBIT_UNROLL
@@ -219,7 +243,6 @@ LOWBIT_DEVICE void bring(const operands& a, const ring<T>& r, int first_strip, i
     else
       tensor_copy(x, a.x, column, row, r.full());
   }
-  const lot_bytes bytes = lot_size<T>(a, step);
   LOWBIT_UNROLL
   for (int s = 0; s < T::strips; ++s) {
     const int wanted = first_strip + s, strip = wanted < a.strips ? wanted : a.strips - 1;  // there is always one
@@ -234,46 +257,49 @@ LOWBIT_DEVICE void bring(const operands& a, const ring<T>& r, int first_strip, i
   }
 }
 
-// One thread: brings every stage of every tile of this CTA. In a cluster each CTA brings its share of x to all of them;
-// a cluster's CTAs work on neighbouring blocks of W and the same block of x.
+// One thread for each lot, of a warp of its own: brings it for every stage of every tile of this CTA. In a cluster each
+// CTA brings its share of x to all of them; a cluster's CTAs work on neighbouring blocks of W and the same block of x.
 template <class T>
-LOWBIT_DEVICE void produce(const operands& a, uint32_t shared) {
+LOWBIT_DEVICE void produce(const operands& a, uint32_t shared, int lot) {
   prefetch_map(a.x);
   ring<T> r(shared);
+  r.lot = lot;
+  const int first_step = T::in_slices ? lot * a.slice : 0, rounds = T::in_slices ? a.slice : a.steps;
   const int rank = T::cluster > 1 ? cluster_rank() : 0;
   for (int i = cta_index() / T::cluster; i < a.order.count(); i += num_ctas() / T::cluster) {
     int w_block, x_block;
     a.order.at(i, w_block, x_block);
     const int first_strip = (w_block * T::cluster + rank) * T::strips;
-    for (int round = 0; round < (T::in_slices ? a.slice : a.steps); ++round, r.advance()) {
+    group_cursor<T> groups(a.axis, first_step);
+    for (int round = 0; round < rounds; ++round, r.advance(), groups.advance()) {
+      const int step = first_step + round;
       mbarrier_wait(r.empty(), r.parity ^ 1);
-      // Slices have as many stages, the last ones perhaps fewer: their lots stay empty.
-      const int lots = T::in_slices ? lots_of(a, round) : 1;
-      int bytes = 0;
-      for (int lot = 0; lot < lots; ++lot) bytes += lot_size<T>(a, lot * a.slice + round).all;
-      mbarrier_expect_bytes(r.full(), bytes);
-      for (r.lot = 0; r.lot < lots; ++r.lot)
-        bring<T>(a, r, first_strip, x_block * T::columns, rank, r.lot * a.slice + round);
-      r.lot = 0;
+      if (T::in_slices && step >= a.steps) {  // slices have as many stages, the last ones' lots may be empty
+        mbarrier_arrive(r.full());
+        continue;
+      }
+      const lot_bytes bytes = lot_size<T>(a, groups);
+      mbarrier_expect_bytes(r.full(), bytes.all);
+      bring<T>(a, r, bytes, first_strip, x_block * T::columns, rank, step);
     }
   }
 }
 
 // A consumer warpgroup has read a stage: one thread says so, to every CTA that filled it.
 template <class T>
-LOWBIT_DEVICE void release(const ring<T>& r) {
+LOWBIT_DEVICE void release(uint32_t empty) {
   const int thread = thread_index() % warpgroup;
   if constexpr (T::cluster > 1) {
-    if (thread < T::cluster) mbarrier_arrive_cluster(r.empty(), thread);
+    if (thread < T::cluster) mbarrier_arrive_cluster(empty, thread);
   } else {
-    if (thread == 0) mbarrier_arrive(r.empty());
+    if (thread == 0) mbarrier_arrive(empty);
   }
 }
 
 // B of the i-th product of a stage: 32 bytes along K, in box i / 4.
 template <class T>
 LOWBIT_DEVICE uint64_t x_descriptor(uint32_t x, int i) {
-  return wgmma_descriptor(x + i / 4 * T::x_box + i % 4 * 32);
+  return wgmma_descriptor(x, i / 4 * T::x_box + i % 4 * 32);
 }
 
 // Issues the products of a stage: sums (+)= w x.
@@ -305,17 +331,19 @@ template <class T, class Sum, class Load>
 LOWBIT_DEVICE void multiply_all(Sum (&sums)[T::columns / 2], ring<T>& r, int steps, const Load& load) {
   if constexpr (T::in_turns) r.wait_turn();
   uint32_t even[T::products][4], odd[T::products][4];
-  ring<T> behind = r;  // the stage that is multiplied and not let go yet
+  uint32_t behind = r.empty();  // of the stage that is multiplied and not let go yet
   const auto next = [&](uint32_t (&a)[T::products][4], int step) {
     mbarrier_wait(r.full(), r.parity);
+    const uint32_t x = warp_uniform(r.x());  // products take descriptors from uniform registers
     load(a, own_strip(r), step);
     hold(sums);
-    multiply<T>(sums, a, r.x(), step > 0);
+    multiply<T>(sums, a, x, step > 0);
+    if (step > 0) {
+      wgmma_wait<1>();
+      release<T>(behind);
+    }
+    behind = r.empty();
     r.advance();
-    if (step == 0) return;
-    wgmma_wait<1>();
-    release<T>(behind);
-    behind.advance();
   };
   for (int step = 0; step < steps; step += 2) {
     next(even, step);
@@ -353,7 +381,7 @@ LOWBIT_DEVICE bool multiply_slices(float (&sums)[T::columns / 2], const operands
     if (steps > 0) slice(sums, first, steps);
     for (int round = steps; round < in.slice; ++round, r.advance()) {  // lots that are not there
       mbarrier_wait(r.full(), r.parity);
-      release<T>(r);
+      release<T>(r.empty());
     }
     const uint32_t own = shared + T::slices_offset + thread_index() % warpgroup * 4;
     const auto place = [&](int slice, int i) { return own + (slice - 1) * T::slice_sums + i * warpgroup * 4; };
@@ -363,6 +391,7 @@ LOWBIT_DEVICE bool multiply_slices(float (&sums)[T::columns / 2], const operands
     if (r.lot == 0) {
       LOWBIT_UNROLL
       for (int i = 0; i < T::columns / 2; ++i) sums[i] += 0.0f;  // -0, as above
+      LOWBIT_UNROLL_N(1)
       for (int s = 1; s * in.slice < in.steps; ++s) LOWBIT_UNROLL
       for (int i = 0; i < T::columns / 2; ++i) sums[i] += shared_load<float>(place(s, i));
     }
@@ -388,7 +417,7 @@ LOWBIT_DEVICE void multiply_blocks(float (&sums)[T::columns / 2], ring<T>& r, in
     multiply<T>(part, a, r.x(), !first);
     wgmma_wait<0>();
     hold(part);
-    release<T>(r);
+    release<T>(r.empty());
     if (!last) continue;
     add(sums, part, index++);
     inside = 0;
@@ -420,7 +449,7 @@ LOWBIT_DEVICE void multiply_products(float (&sums)[T::columns / 2], ring<T>& r, 
       add(sums, part, own_strip(r), step, i);
     }
     barrier_sync(warp_index() / 4, warpgroup);  // add() of every warp has read the stage
-    release<T>(r);
+    release<T>(r.empty());
   }
 }
 

@@ -13,7 +13,7 @@ struct shape {
   template <class X, class Codes>
   using tile =
       weight_only_tile<X, Codes, Consumers, Columns, Codes::bits == 2 ? TwoBitStages : Stages, Cluster, Schedule>;
-  using any = tile<bf16_t, integer_codes<4>>;
+  using any = tile<bf16_t, int4_to_bf16>;
 };
 
 // Decoding costs a small tile the most: one warpgroup for each slice of K. Sums of a slice and of all of K take a tile
@@ -37,7 +37,7 @@ lowbit_status start(const gemm_problem& p, const device_info& device) {
   }
   a.constants = decode_constants_of<X>(f);
   a.scale_dtype = p.w.scale_dtype;
-  a.scale_factor = ldexp2(1, debt.in_scale);
+  for (int h = 0; h < 2; ++h) a.scale_factor[h] = ldexp2(1, debt.in_scale) / unit_of<typename T::codes>(h);
   a.bias = T::codes::template bias<X>;
   if (T::codes::bits < 8) a.bias += static_cast<float>(f.integer_offset);
   a.zero_points = p.w.zero_points();
@@ -54,7 +54,10 @@ lowbit_status run(const gemm_problem& p, const device_info& device) {
         else
           return LOWBIT_UNSUPPORTED;  // refused
       case code_kind::int4:
-        return start<typename Shape::template tile<X, integer_codes<4>>>(p, device);
+        if constexpr (is_bf16<X>)
+          return start<typename Shape::template tile<X, int4_to_bf16>>(p, device);
+        else
+          return start<typename Shape::template tile<X, integer_codes<4>>>(p, device);
       case code_kind::int8:
         return start<typename Shape::template tile<X, int8_codes>>(p, device);
       case code_kind::minifloat:

@@ -25,6 +25,7 @@ inline constexpr int warp_threads = 32;
 inline int thread_index() { return emulator::self->owner->index * 32 + emulator::self->index; }
 inline int lane_index() { return emulator::self->index; }
 inline int warp_index() { return emulator::self->owner->index; }
+inline uint32_t warp_uniform(uint32_t value) { return value; }
 inline int cta_index() { return emulator::self->owner->owner->index[0]; }
 inline int cta_index_y() { return emulator::self->owner->owner->index[1]; }
 inline int cta_index_z() { return emulator::self->owner->owner->index[2]; }

@@ -19,9 +19,10 @@ void wgmma_wait(place where = place::current()) {
 template <class T>
 void wgmma_hold(T&) {}
 
-inline uint64_t wgmma_descriptor(uint32_t address) {
+inline uint64_t wgmma_descriptor(uint32_t address, int offset = 0) {
   constexpr uint64_t leading = 1, stride = 1024 >> 4, swizzle_128b_mode = 1;
-  return (address >> 4 & 0x3fff) | leading << 16 | stride << 32 | swizzle_128b_mode << 62;
+  return ((address + static_cast<uint32_t>(offset)) >> 4 & 0x3fff) | leading << 16 | stride << 32 |
+         swizzle_128b_mode << 62;
 }
 
 template <class T, int N>
