@@ -53,8 +53,8 @@ struct wgmma;
 #define LOWBIT_D32(c, i) LOWBIT_D16(c, i), LOWBIT_D16(c, i + 16)
 #define LOWBIT_D64(c, i) LOWBIT_D32(c, i), LOWBIT_D32(c, i + 32)
 #define LOWBIT_D128(c, i) LOWBIT_D64(c, i), LOWBIT_D64(c, i + 64)
-#define LOWBIT_FLOAT(x) "+f"(x)
-#define LOWBIT_INT(x) "+r"(x)
+#define LOWBIT_FLOAT_SUM(x) "+f"(x)
+#define LOWBIT_INT_SUM(x) "+r"(x)
 
 #define LOWBIT_R4 "%0, %1, %2, %3"
 #define LOWBIT_R8 LOWBIT_R4 ", %4, %5, %6, %7"
@@ -93,10 +93,10 @@ struct wgmma;
   LOWBIT_WGMMA(T, sum, constraint, shape, tail, 128, 64, 64, 65, 66, 67, 68, 69) \
   LOWBIT_WGMMA(T, sum, constraint, shape, tail, 256, 128, 128, 129, 130, 131, 132, 133)
 
-LOWBIT_WGMMA_ALL(bf16_t, float, LOWBIT_FLOAT, "k16.f32.bf16.bf16", ", 1, 1, 0")
-LOWBIT_WGMMA_ALL(f16_t, float, LOWBIT_FLOAT, "k16.f32.f16.f16", ", 1, 1, 0")
-LOWBIT_WGMMA_ALL(e4m3_t, float, LOWBIT_FLOAT, "k32.f32.e4m3.e4m3", ", 1, 1")
-LOWBIT_WGMMA_ALL(s8_t, int32_t, LOWBIT_INT, "k32.s32.s8.s8", "")
+LOWBIT_WGMMA_ALL(bf16_t, float, LOWBIT_FLOAT_SUM, "k16.f32.bf16.bf16", ", 1, 1, 0")
+LOWBIT_WGMMA_ALL(f16_t, float, LOWBIT_FLOAT_SUM, "k16.f32.f16.f16", ", 1, 1, 0")
+LOWBIT_WGMMA_ALL(e4m3_t, float, LOWBIT_FLOAT_SUM, "k32.f32.e4m3.e4m3", ", 1, 1")
+LOWBIT_WGMMA_ALL(s8_t, int32_t, LOWBIT_INT_SUM, "k32.s32.s8.s8", "")
 
 #undef LOWBIT_WGMMA_ALL
 #undef LOWBIT_WGMMA
