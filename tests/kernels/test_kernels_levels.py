@@ -15,7 +15,7 @@ SUPPORTED = [level["name"] for level in _C.cpu_isas() if level["supported"]]
 PROGRAM = """
 from lowbit import _C
 print(_C.cpu_isa())
-print(*(kernel["isa"] for kernel in _C.kernels() if kernel["runnable"]))
+print(*(kernel["isa"] for kernel in _C.kernels() if kernel["runnable"] and kernel["device"] == "cpu"))
 """
 
 
