@@ -313,7 +313,17 @@ TEST(sm90_access_costs) {
   for (int r = 0; r < sm90::num_integer_rows; ++r)
     run(sm90::integer_rows[r], says(sm90::integer_rows[r], "int8") ? "int8" : "int4",
         says(sm90::integer_rows[r], "grouped") ? 128 : 512, LOWBIT_F32, LOWBIT_I8);
-  CHECK(products_run == sm90::num_weight_only_rows * 3 + sm90::num_fp8_rows + sm90::num_integer_rows, "%d products",
-        products_run);
+  for (int r = 0; r < sm90::num_fp8_lut16_rows; ++r) {
+    const kernel_row& row = sm90::fp8_lut16_rows[r];
+    if (says(row, "group32"))
+      run(row, "mxfp4", 32, LOWBIT_E8M0, LOWBIT_E4M3);
+    else if (says(row, "group16"))
+      run(row, "nvfp4", 16, LOWBIT_E4M3, LOWBIT_E4M3);
+    else
+      run(row, says(row, "int4") ? "int4" : "fp4_e2m1", 512, LOWBIT_F32, LOWBIT_E4M3);
+  }
+  CHECK(products_run ==
+            sm90::num_weight_only_rows * 3 + sm90::num_fp8_rows + sm90::num_integer_rows + sm90::num_fp8_lut16_rows,
+        "%d products", products_run);
   emulator::clear_access_counts();
 }
