@@ -302,6 +302,7 @@ TEST(sm90_access_costs) {
     p.accumulate = says(row, "fast") ? lowbit::cuda::accumulation::fast : lowbit::cuda::accumulation::promoted;
     if (!p.run(row, p.describe())) return;
     ++products_run;
+    emulator::print_access_counts();
     const std::string worst = emulator::worse_than(2.0, 4.0);
     CHECK(worst.empty(), "%s: %s", row.name, worst.c_str());
   };

@@ -378,6 +378,7 @@ TEST(accesses_stay_within_their_bounds) {
       c.run(row, many_sms);
     }
   });
+  emulator::print_access_counts();
   // A site that is a twentieth of its kernel's accesses has no conflicts; all of them together have few.
   const auto shared = [](const emulator::access_count& c) {
     return c.kind != emulator::global_read && c.kind != emulator::global_write;
