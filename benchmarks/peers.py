@@ -206,7 +206,7 @@ def _compressed_model(w: torch.Tensor, bits: int, dynamic: bool) -> Callable[[],
     if bits == 4:
         codes = codes.to(torch.uint8) & 15
         codes = codes[..., 0::2] | codes[..., 1::2] << 4
-    data = codes.contiguous().numpy()  # constants share its memory
+    data = codes.contiguous().numpy()
     options = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
@@ -214,14 +214,15 @@ def _compressed_model(w: torch.Tensor, bits: int, dynamic: bool) -> Callable[[],
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(GROUP) if dynamic else "0",
     }
 
-    def compile() -> Any:
+    def compile() -> tuple[Any, Any]:
+        own = data.copy()  # compiled models read the memory that their constants were made from
         kind = openvino.Type.i4 if bits == 4 else openvino.Type.i8
-        values = opset13.convert(opset13.constant(openvino.Tensor(data, shape, kind)), openvino.Type.f16)
+        values = opset13.convert(opset13.constant(openvino.Tensor(own, shape, kind)), openvino.Type.f16)
         scaled = opset13.multiply(values, opset13.constant(scales[..., None].half().numpy()))
         weight = opset13.convert(opset13.reshape(scaled, [n, k], False), openvino.Type.f32)
         x = opset13.parameter([-1, k], openvino.Type.f32)
         model = openvino.Model([opset13.matmul(x, weight, False, True)], [x])
-        return openvino.Core().compile_model(model, "CPU", options)
+        return openvino.Core().compile_model(model, "CPU", options), own
 
     return compile
 
@@ -229,7 +230,8 @@ def _compressed_model(w: torch.Tensor, bits: int, dynamic: bool) -> Callable[[],
 class _Request:
     """An inference request with its input and output bound, as a call."""
 
-    def __init__(self, compiled: Any, x: torch.Tensor) -> None:
+    def __init__(self, model: tuple[Any, Any], x: torch.Tensor) -> None:
+        compiled, self._weight = model
         self._x = x.float().numpy()
         self._y = torch.empty(x.shape[0], compiled.outputs[0].partial_shape[1].get_length())
         self._request = compiled.create_infer_request()
