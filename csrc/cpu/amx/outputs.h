@@ -43,12 +43,17 @@ inline void store_pair_16bit(const gemm_problem& p, const float* const sums[2], 
   }
 }
 
-inline void store_f32_tile(const gemm_problem& p, const float* sums, const float bias[16], int64_t n, int64_t tile,
-                           __m512 factor) {
-  __m512i d[16];
+// fma(sum, factor, bias) of a tile, a register of 16 outputs for each row of x.
+inline void finished_rows(__m512i d[16], const float* sums, const float bias[16], __m512 factor) {
   for (int i = 0; i < 16; ++i)
     d[i] = _mm512_castps_si512(_mm512_fmadd_ps(_mm512_load_ps(sums + 16 * i), factor, _mm512_set1_ps(bias[i])));
   transpose_16x16(d);
+}
+
+inline void store_f32_tile(const gemm_problem& p, const float* sums, const float bias[16], int64_t n, int64_t tile,
+                           __m512 factor) {
+  __m512i d[16];
+  finished_rows(d, sums, bias, factor);
   const int64_t rows = p.m - tile * 16 < 16 ? p.m - tile * 16 : 16;
   const __mmask16 mask = first_lanes(p.w.shape.n - n);
   float* y = static_cast<float*>(p.y) + tile * 16 * p.y_stride + n;
@@ -59,9 +64,7 @@ inline void store_f32_tile(const gemm_problem& p, const float* sums, const float
 inline void finish_tile(const gemm_problem& p, const float* sums, const float bias[16], int64_t n, int64_t tile,
                         __m512 factor) {
   __m512i d[16];
-  for (int i = 0; i < 16; ++i)
-    d[i] = _mm512_castps_si512(_mm512_fmadd_ps(_mm512_load_ps(sums + 16 * i), factor, _mm512_set1_ps(bias[i])));
-  transpose_16x16(d);
+  finished_rows(d, sums, bias, factor);
   alignas(64) float rows[16][panel_rows];
   for (int i = 0; i < 16; ++i) _mm512_store_si512(rows[i], d[i]);
   const int64_t count = p.m - tile * 16 < 16 ? p.m - tile * 16 : 16;
