@@ -54,6 +54,8 @@ struct gemm_problem {
   LOWBIT_INLINE float bias_at(int64_t n) const { return bias ? load_as_f32(bias, n, bias_dtype) : 0.0f; }
 };
 
+using kernel = lowbit_status(const gemm_problem&);
+
 struct kernel_row {
   const char* name;  // family_compute_isa_tile
   lowbit_family family;
@@ -62,7 +64,7 @@ struct kernel_row {
   uint32_t x_dtypes;     // bit for each lowbit_dtype of x
   int mr, nr, kr;
   bool batch_invariant;
-  lowbit_status (*run)(const gemm_problem&);
+  kernel* run;
 };
 
 LOWBIT_INLINE constexpr uint32_t bit(recipe r) { return 1u << static_cast<int>(r); }
