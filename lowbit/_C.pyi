@@ -105,6 +105,9 @@ def gemm(
     x_scale: Array | None = None,
     x_zero_point: Array | None = None,
     symmetric: bool = True,
+    activation_function: str | None = None,
+    multiply: Array | None = None,
+    residual: Array | None = None,
     num_threads: int = 0,
 ) -> NDArray[Any]: ...
 def quantize_rows(
@@ -135,5 +138,8 @@ def cuda_gemm(
     symmetric: bool = True,
     x_group: int = 0,
     accum: str = "promoted",
+    activation_function: str | None = None,
+    multiply: Array | None = None,
+    residual: Array | None = None,
     stream: int = 0,
 ) -> None: ...

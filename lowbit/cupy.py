@@ -88,7 +88,7 @@ def dequantize(weight: PackedWeight, dtype: str = "float32") -> Array:
 def linear(
     x: Array, weight: PackedWeight, bias: Array | None = None, *, out_dtype: str | None = None, **options: Any
 ) -> Array:
-    """Y [m, n] = x [m, k] W^T + bias.
+    """Y [m, n] = f(x [m, k] W^T + bias), times or plus another tensor.
 
     Args:
         x: float16 or float32 [m, k]; int8 with ``x_scale``.
@@ -96,7 +96,8 @@ def linear(
         bias: float16 or float32 [n].
         out_dtype: ``"float32"`` or ``"float16"``; None: x's.
         options: ``family`` (``"weight_only"``, ``"integer"``, ``"fp8"``), ``x_scale``, ``x_zero_point``, ``symmetric``,
-            ``x_group``, ``accum``: as ``lowbit._C.cuda_gemm`` takes them.
+            ``x_group``, ``accum``: as ``lowbit._C.cuda_gemm`` takes them; ``activation_function``, ``multiply``,
+            ``residual``: as ``lowbit.linear``.
 
     Raises:
         TypeError, ValueError: dtypes and shapes that do not fit, arrays that are not on a CUDA device.

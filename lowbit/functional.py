@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lowbit.formats import FLOATS, describe_shape, dtype_name
-from lowbit.ops import FUNCTIONS, ops
+from lowbit.ops import FUNCTIONS, call, ops
 from lowbit.tensor import QuantizedTensor
 
 
@@ -92,8 +92,7 @@ def linear(
         ]
         if given:
             raise ValueError(f"{', '.join(given)}: only activation='int8' or 'fp8' takes this")
-        result: Tensor = ops.weight_only(x, packed, bias, n, weight.description, *epilogue)
-        return result
+        return call(ops.weight_only, epilogue, x, packed, bias, n, weight.description)
     if activation == "fp8":
         return _linear_fp8(
             x, weight, packed, bias, symmetric, x_scale, x_zero_point, x_group, accum, out_dtype, epilogue
@@ -162,8 +161,7 @@ def fp8(
 ) -> Tensor:
     """The ``fp8`` op, its result in ``out_dtype``, else in x's dtype, else (x is e4m3) in ``fp8_out_dtype``."""
     dtype = _out_dtype(x, out_dtype, fp8_out_dtype)
-    result: Tensor = ops.fp8(x, packed, bias, n, x_scale, x_group or 0, accum == "fast", dtype, description, *epilogue)
-    return result
+    return call(ops.fp8, epilogue, x, packed, bias, n, x_scale, x_group or 0, accum == "fast", dtype, description)
 
 
 def integer(
@@ -181,8 +179,7 @@ def integer(
 ) -> Tensor:
     """The ``integer`` op, its result in ``out_dtype``, else in x's dtype, else (x is int8) in ``int8_out_dtype``."""
     dtype = _out_dtype(x, out_dtype, int8_out_dtype)
-    result: Tensor = ops.integer(x, packed, bias, n, x_scale, x_zero_point, symmetric, dtype, description, *epilogue)
-    return result
+    return call(ops.integer, epilogue, x, packed, bias, n, x_scale, x_zero_point, symmetric, dtype, description)
 
 
 def _out_dtype(x: Tensor, wanted: torch.dtype | None, of_quantized: torch.dtype) -> torch.dtype:

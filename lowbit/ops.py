@@ -259,6 +259,48 @@ for _name in ("weight_only", "integer", "fp8"):
         f"{NAMESPACE}::{_name}", partial(_backward, getattr(ops, _name)), setup_context=_setup_context
     )
 
+# What register_autograd registers is Python that takes 5 us where it finds nothing to do and 30 where it does: longer
+# than a small layer. The package's own calls go past it, with torch's own guard, which has no public name. Without it
+# they only take longer.
+_below_autograd: Any = getattr(torch._C, "_AutoDispatchBelowAutograd", None)
+
+
+class _Recorded(torch.autograd.Function):
+    """An op and its gradient, as registered above."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        *arguments, ctx.op = inputs
+        with _below_autograd():
+            output: Tensor = ctx.op(*arguments)
+        _setup_context(ctx, tuple(arguments), output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return (*_backward(ctx.op, ctx, *grads), None)
+
+
+def call(op: Any, epilogue: tuple[Any, ...], x: Tensor, packed: Tensor, bias: Tensor | None, *arguments: Any) -> Tensor:
+    """``op`` on the arguments and the epilogue (none, or function, multiply and residual), by the shortest way.
+
+    Traced calls and those under autocast stay as they are: a graph is to show the op alone, and autocast's casts
+    belong to the gradient.
+    """
+    if torch.compiler.is_compiling() or _below_autograd is None or torch.is_inference_mode_enabled():
+        result: Tensor = op(x, packed, bias, *arguments, *epilogue)
+    elif not torch.is_grad_enabled() or not any(
+        tensor is not None and tensor.requires_grad for tensor in (x, bias, *epilogue[1:])
+    ):
+        with _below_autograd():
+            result = op(x, packed, bias, *arguments, *epilogue)
+    elif torch.is_autocast_enabled(x.device.type):
+        result = op(x, packed, bias, *arguments, *epilogue)
+    else:
+        recorded: Any = _Recorded.apply
+        result = recorded(x, packed, bias, *arguments, *(epilogue or (None, None, None)), op)
+    return result
+
 
 # ---- autocast: as F.linear, the result has autocast's dtype ----
 #

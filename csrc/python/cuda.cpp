@@ -4,6 +4,7 @@
 
 #include "array.h"
 #include "call.h"
+#include "product.h"
 
 namespace lowbit_python {
 namespace {
@@ -70,77 +71,34 @@ void dequantize_packed(const py::object& packed, const py::object& out, const st
   });
 }
 
-// The arguments of a product, and the arrays that they point into.
-struct product {
-  packed_array weight;
-  array x, y;
-  std::optional<array> bias, scale, zero_point;
-  lowbit_gemm_args args{};
-
-  product(const py::object& given_x, const py::object& packed, const py::object& out, const py::object& given_bias,
-          const std::string& description, const std::string& family, const py::object& x_scale,
-          const py::object& x_zero_point, bool symmetric, int64_t x_group, const std::string& accum, intptr_t stream)
-      : weight(packed, description, 1, stream),
-        x(read_cuda(given_x, "x", stream, /*rows_only=*/true)),
-        y(read_cuda(out, "out", stream, /*rows_only=*/true)) {
-    const lowbit_weight& w = weight.w;
-    x.expect_dimensions(2);
-    if (x.shape[1] != w.k)
-      throw py::value_error("x has k = " + std::to_string(x.shape[1]) + ", but the packed weight is " +
-                            std::to_string(w.n) + " x " + std::to_string(w.k));
-    y.expect_shape({x.shape[0], w.n});
-    args.device = LOWBIT_CUDA;
-    args.weight = &weight.w;
-    args.family = family_called(family);
-    args.m = x.shape[0];
-    args.x = x.data;
-    args.x_dtype = dtype_called(x.dtype, "x");
-    args.x_stride = x.row_stride;
-    args.packed = weight.bytes.data;
-    args.packed_bytes = weight.size();
-    args.y = writable(y);
-    args.y_dtype = y.float_dtype();
-    args.y_stride = y.row_stride;
-    args.stream = stream_of(stream);
-    args.x_group = x_group;
-    args.accumulation = called<lowbit_accumulation>(accum, "accum", accumulation_names);
-    args.activation = symmetric ? LOWBIT_DYNAMIC_SYMMETRIC : LOWBIT_DYNAMIC_ASYMMETRIC;
-    if (!given_bias.is_none()) {
-      bias = read_cuda(given_bias, "bias", stream);
-      bias->expect_shape({w.n});
-      args.bias = bias->data;
-      args.bias_dtype = bias->float_dtype();
-    }
-    if (!x_scale.is_none()) {
-      scale = read_cuda(x_scale, "x_scale", stream);
-      scale->expect_dtype({"float32"});
-      args.activation = LOWBIT_STATIC;
-      args.x_scale = static_cast<const float*>(scale->data);
-      args.num_x_scales = scale->size();
-    }
-    if (!x_zero_point.is_none()) {
-      if (!scale) throw py::value_error("x_zero_point is given without x_scale");
-      zero_point = read_cuda(x_zero_point, "x_zero_point", stream);
-      zero_point->expect_dtype({"int32"});
-      if (zero_point->size() != scale->size())
-        throw py::value_error("x_zero_point has " + std::to_string(zero_point->size()) + " elements and x_scale " +
-                              std::to_string(scale->size()));
-      args.x_zero_point = static_cast<const int32_t*>(zero_point->data);
-    }
-  }
-};
-
 // Calls allocate(bytes) for the workspace, if there is to be one, and multiplies.
 void gemm(const py::object& x, const py::object& packed, const py::object& out, const py::object& bias,
           const py::object& allocate, const std::string& description, const std::string& family,
           const py::object& x_scale, const py::object& x_zero_point, bool symmetric, int64_t x_group,
-          const std::string& accum, intptr_t stream) {
-  product p(x, packed, out, bias, description, family, x_scale, x_zero_point, symmetric, x_group, accum, stream);
+          const std::string& accum, const std::optional<std::string>& function, const py::object& multiply,
+          const py::object& residual, intptr_t stream) {
+  const packed_array weight(packed, description, 1, stream);
+  const auto read = [&](const py::object& object, const char* name, bool rows_only) {
+    return read_cuda(object, name, stream, rows_only);
+  };
+  product p(weight.w, {x, bias, x_scale, x_zero_point, multiply, residual, family, function, symmetric}, read);
+  const array y = read(out, "out", /*rows_only=*/true);
+  y.expect_shape({p.args.m, weight.w.n});
+  p.args.y = writable(y);
+  p.args.y_dtype = y.float_dtype();
+  p.args.y_stride = y.row_stride;
+  p.args.device = LOWBIT_CUDA;
+  p.args.stream = stream_of(stream);
+  p.args.weight = &weight.w;
+  p.args.packed = weight.bytes.data;
+  p.args.packed_bytes = weight.size();
+  p.args.x_group = x_group;
+  p.args.accumulation = called<lowbit_accumulation>(accum, "accum", accumulation_names);
   check(lowbit_gemm_workspace(&p.args, &p.args.workspace_bytes));
   std::optional<array> workspace;
   if (p.args.workspace_bytes) {
     constexpr size_t alignment = 256;  // more than NumPy's own, in an emulated build
-    workspace = read_cuda(allocate(p.args.workspace_bytes + alignment), "workspace", stream);
+    workspace = read(allocate(p.args.workspace_bytes + alignment), "workspace", false);
     const uintptr_t begin = reinterpret_cast<uintptr_t>(workspace->data);
     p.args.workspace = reinterpret_cast<void*>((begin + alignment - 1) / alignment * alignment);
   }
@@ -158,12 +116,13 @@ void add_cuda(py::module_& m) {
         "Writes packed, uint8 [packed_bytes(..., 'cuda')], all in device memory.");
   m.def("cuda_dequantize_packed", &dequantize_packed, arg("packed"), arg("out"), keywords, arg("description"),
         arg("stream") = 0, "Writes out [n, k], in device memory.");
-  m.def(
-      "cuda_gemm", &gemm, arg("x"), arg("packed"), arg("out"), arg("bias") = none, keywords, arg("allocate"),
-      arg("description"), arg("family") = "weight_only", arg("x_scale") = none, arg("x_zero_point") = none,
-      arg("symmetric") = true, arg("x_group") = 0, arg("accum") = "promoted", arg("stream") = 0,
-      "Writes out [m, n] = x [m, k] W^T + bias, in device memory. allocate(bytes) gives a uint8 array there, which is "
-      "free again behind the work that this call puts on the stream.");
+  m.def("cuda_gemm", &gemm, arg("x"), arg("packed"), arg("out"), arg("bias") = none, keywords, arg("allocate"),
+        arg("description"), arg("family") = "weight_only", arg("x_scale") = none, arg("x_zero_point") = none,
+        arg("symmetric") = true, arg("x_group") = 0, arg("accum") = "promoted", arg("activation_function") = none,
+        arg("multiply") = none, arg("residual") = none, arg("stream") = 0,
+        "Writes out [m, n] = x [m, k] W^T + bias, in device memory, with what may follow as in gemm. allocate(bytes) "
+        "gives a uint8 array there, which is "
+        "free again behind the work that this call puts on the stream.");
 }
 
 }  // namespace lowbit_python

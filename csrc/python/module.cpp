@@ -4,6 +4,7 @@
 #include "array.h"
 #include "call.h"
 #include "lowbit/lowbit.h"
+#include "product.h"
 #include "threads.h"
 
 namespace lowbit_python {
@@ -281,55 +282,23 @@ array read_rows(const py::object& object) {
   return x;
 }
 
-py::array gemm(const py::object& given_x, const py::object& packed, const py::object& bias, const std::string& family,
+py::array gemm(const py::object& x, const py::object& packed, const py::object& bias, const std::string& family,
                const std::optional<std::string>& out_dtype, const py::object& x_scale, const py::object& x_zero_point,
-               bool symmetric, int num_threads) {
-  const array x = read_rows(given_x);
-  const packed_weight p(packed);
-  if (x.shape[1] != p.description.k)
-    throw py::value_error("x has k = " + std::to_string(x.shape[1]) + ", but the packed weight is " +
-                          std::to_string(p.description.n) + " x " + std::to_string(p.description.k));
-  lowbit_gemm_args args{};
-  args.family = family_called(family);
-  args.m = x.shape[0];
-  args.x = x.data;
-  args.x_stride = x.row_stride;
-  args.packed = p.bytes.data;
-  args.packed_bytes = p.size();
-  args.y_stride = p.description.n;
-  const bool quantized = x.dtype == "int8";
-  args.x_dtype = quantized ? LOWBIT_I8 : x.float_dtype();
-
-  const std::optional<array> b = read_optional(bias, "bias");
-  if (b) {
-    b->expect_shape({p.description.n});
-    args.bias = b->data;
-    args.bias_dtype = b->float_dtype();
-  }
-  args.activation = symmetric ? LOWBIT_DYNAMIC_SYMMETRIC : LOWBIT_DYNAMIC_ASYMMETRIC;
-  const std::optional<array> scale = read_optional(x_scale, "x_scale"),
-                             zero_point = read_optional(x_zero_point, "x_zero_point");
-  if (scale) {
-    scale->expect_dtype({"float32"});
-    args.activation = LOWBIT_STATIC;
-    args.x_scale = static_cast<const float*>(scale->data);
-    args.num_x_scales = scale->size();
-  }
-  if (zero_point) {
-    if (!scale) throw py::value_error("x_zero_point is given without x_scale");
-    zero_point->expect_dtype({"int32"});
-    if (zero_point->size() != scale->size())
-      throw py::value_error("x_zero_point has " + std::to_string(zero_point->size()) + " elements and x_scale " +
-                            std::to_string(scale->size()));
-    args.x_zero_point = static_cast<const int32_t*>(zero_point->data);
-  }
-  const std::string y_dtype = out_dtype.value_or(quantized ? "float32" : x.dtype);
-  args.y_dtype = dtype_called(y_dtype, "out_dtype");
-  py::array y = empty({args.m, p.description.n}, y_dtype);
-  args.y = y.mutable_data();
+               bool symmetric, const std::optional<std::string>& function, const py::object& multiply,
+               const py::object& residual, int num_threads) {
+  const packed_weight w(packed);
+  product p(w.description, {x, bias, x_scale, x_zero_point, multiply, residual, family, function, symmetric}, read);
+  p.args.packed = w.bytes.data;
+  p.args.packed_bytes = w.size();
+  const bool quantized = p.args.x_dtype == LOWBIT_I8 || p.args.x_dtype == LOWBIT_E4M3;
+  const std::string y_dtype = out_dtype.value_or(quantized ? "float32" : p.x.dtype);
+  p.args.y_dtype = dtype_called(y_dtype, "out_dtype");
+  p.args.y_stride = w.description.n;
+  py::array y = empty({p.args.m, w.description.n}, y_dtype);
+  p.args.y = y.mutable_data();
   const lowbit_parallel parallel = threads(num_threads);
-  args.parallel = &parallel;
-  unlocked([&] { return lowbit_gemm(&args); });
+  p.args.parallel = &parallel;
+  unlocked([&] { return lowbit_gemm(&p.args); });
   return y;
 }
 
@@ -391,9 +360,10 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         "Codes [n, ceil(k * bits / 8)] of the values nearest to w / divisor + zero_point, ties to even, saturating.");
   m.def("gemm", &gemm, arg("x"), arg("packed"), arg("bias") = none, keywords, arg("family") = "weight_only",
         arg("out_dtype") = none, arg("x_scale") = none, arg("x_zero_point") = none, arg("symmetric") = true,
-        arg("num_threads") = 0,
-        "y [m, n] = x [m, k] W^T + bias. family 'integer' quantizes x to int8: by x_scale float32 [1] or [m] and "
-        "x_zero_point int32 (x may be int8 then), or row by row, symmetric or not.");
+        arg("activation_function") = none, arg("multiply") = none, arg("residual") = none, arg("num_threads") = 0,
+        "y [m, n] = f(x [m, k] W^T + bias), times multiply or plus residual [m, n]; f: silu, gelu, gelu_tanh, relu. "
+        "family 'integer' quantizes x to int8: by x_scale float32 [1] or [m] and x_zero_point int32 (x may be int8 "
+        "then), or row by row, symmetric or not.");
   m.def("quantize_rows", &quantize_rows, arg("x"), arg("symmetric") = true, keywords, arg("num_threads") = 0,
         "(int8 [m, k], float32 scale [m], int32 zero point [m]) of x [m, k], as gemm quantizes it.");
   add_cuda(m);

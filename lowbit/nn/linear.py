@@ -13,7 +13,7 @@ from lowbit import formats
 from lowbit.checkpoints import compressed_tensors as names
 from lowbit.formats import describe_shape, dtype_name
 from lowbit.functional import check_activation, checked_epilogue, fp8, integer, static_scale
-from lowbit.ops import ops
+from lowbit.ops import call, ops
 from lowbit.quantizers import quantize
 from lowbit.quantizers.scheme import Scheme
 from lowbit.tensor import QuantizedTensor
@@ -181,8 +181,7 @@ class Linear(nn.Module):
         if activation_function is not None or multiply is not None or residual is not None:
             epilogue = checked_epilogue(x, self.out_features, activation_function, multiply, residual)
         if family == "weight_only":
-            result: Tensor = ops.weight_only(x, packed, bias, self.out_features, self._description, *epilogue)
-            return result
+            return call(ops.weight_only, epilogue, x, packed, bias, self.out_features, self._description)
         if family == "fp8":
             return fp8(
                 x,

@@ -1,5 +1,7 @@
 """Gradients of the activation and the bias; the weight is frozen."""
 
+import itertools
+
 import pytest
 import torch
 from oracles import EPS, FLOATS, decode
@@ -51,6 +53,36 @@ def test_second_derivatives():
     w = weight.dequantize()
     expected = 2 * (2 * x.detach() @ w.T @ w) @ (2 * w.T @ w)
     torch.testing.assert_close(x.grad, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("activation", [None, "int8"])
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_the_short_ways_give_what_the_op_gives(weight, activation, autocast, mode, monkeypatch):
+    """Past the registered autograd: the same bits and the same gradients."""
+
+    def run(needed):
+        torch.manual_seed(0)
+        tensors = [torch.randn(3, 96), torch.randn(24), torch.randn(3, 24)]
+        for tensor, wanted in zip(tensors, needed, strict=True):
+            tensor.requires_grad_(wanted)
+        x, bias, multiply = tensors
+        with mode(), torch.autocast("cpu", enabled=autocast):
+            plain = lowbit.linear(x, weight, bias, activation=activation)
+            y = lowbit.linear(x, weight, bias, activation=activation, activation_function="silu", multiply=multiply)
+        assert plain.requires_grad == (mode is torch.enable_grad and any(needed[:2]))
+        assert y.requires_grad == (mode is torch.enable_grad and any(needed))
+        if y.requires_grad:
+            (plain.sum() + y.square().sum()).backward()
+        assert [tensor.grad is not None for tensor in tensors] == [wanted and y.requires_grad for wanted in needed]
+        return [plain, y, *(tensor.grad for tensor in tensors if tensor.grad is not None)]
+
+    for needed in itertools.product([False, True], repeat=3):
+        short = run(needed)
+        with monkeypatch.context() as m:
+            m.setattr(lowbit.ops, "_below_autograd", None)
+            long = run(needed)
+        assert all(torch.equal(a, b) for a, b in zip(short, long, strict=True))
 
 
 def test_only_what_needs_a_gradient_gets_one(weight):

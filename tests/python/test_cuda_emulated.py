@@ -186,7 +186,10 @@ y = lowbit.cupy.linear(x, w, bias, out_dtype="float32")
 assert abs(y - (x.astype("float32") @ weight.T + bias)).max() < 0.02
 y = lowbit.cupy.linear(x, w, bias, family="integer", out_dtype="float32")
 assert abs(y - (x.astype("float32") @ weight.T + bias)).max() < 0.5  # x is rounded to 8 bits
-assert len(asked) == 4
+up, gated = numpy.ones((9, n), dtype="float16") * 2, lowbit.cupy.linear(x, w, bias, out_dtype="float32")
+y = lowbit.cupy.linear(x, w, bias, out_dtype="float32", activation_function="relu", multiply=up)
+assert numpy.array_equal(y, numpy.maximum(gated, 0) * 2)
+assert len(asked) == 6
 for bad in (x[:, :-1], x.astype("float64"), x[0]):
     try: lowbit.cupy.linear(bad, w)
     except (TypeError, ValueError): pass

@@ -140,6 +140,27 @@ print(os.wait()[1])
     assert done.stdout == "0\n"
 
 
+FUNCTION = {
+    "silu": lambda z: torch.nn.functional.silu(torch.from_numpy(z)).numpy(),
+    "gelu": lambda z: torch.nn.functional.gelu(torch.from_numpy(z)).numpy(),
+    "gelu_tanh": lambda z: torch.nn.functional.gelu(torch.from_numpy(z), approximate="tanh").numpy(),
+    "relu": lambda z: np.maximum(z, 0),
+}
+
+
+@pytest.mark.parametrize("function", [None, *FUNCTION])
+@pytest.mark.parametrize("family", ["weight_only", "integer"])
+def test_epilogue(packed: np.ndarray, x: np.ndarray, function: str | None, family: str) -> None:
+    bias = np.arange(N, dtype=np.float32)
+    z = _C.gemm(x, packed, bias, family=family)
+    value = FUNCTION[function](z) if function else z
+    apart = np.random.default_rng(3).standard_normal((len(x), 2 * N), dtype=np.float32)[:, :N]  # rows lie apart
+    given = {"family": family, "activation_function": function}
+    assert_close(_C.gemm(x, packed, bias, **given), value, 1e-5)
+    assert_close(_C.gemm(x, packed, bias, **given, multiply=apart), value * apart, 1e-5)
+    assert_close(_C.gemm(x, packed, bias, **given, residual=apart.astype(np.float16)), value + apart, 1e-3)
+
+
 def changed(weight: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return {**weight, **changes}
 
@@ -183,6 +204,11 @@ def test_bad_weights_are_refused(weight: dict[str, Any], changes: dict[str, Any]
         ({"packed": np.zeros(4096, np.uint8)}, ValueError, "not a packed weight"),
         ({"family": "integer", "x_scale": np.array([-1], np.float32)}, ValueError, "activation scale 0 is -1"),
         ({"family": "integer", "x_zero_point": np.array([1], np.int32)}, ValueError, "x_zero_point is given without"),
+        ({"activation_function": "tanh"}, ValueError, "activation_function is 'tanh': it must be silu, gelu"),
+        ({"residual": np.ones(N, np.float32)}, ValueError, r"residual has shape \[33\]: it must be \["),
+        ({"multiply": np.ones((1, N))}, ValueError, r"multiply has shape \[1, 33\]: it must be \["),
+        ({"multiply": 1.0}, TypeError, "multiply is of type float"),
+        ({"multiply": np.ones(1), "residual": np.ones(1)}, ValueError, "multiply and residual are both given"),
     ],
 )
 def test_bad_products_are_refused(
