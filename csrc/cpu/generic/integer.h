@@ -22,8 +22,6 @@ constexpr int64_t chunk_dwords = chunk / 4;
 
 // ---- codes ----
 
-constexpr int joined = 7;  // bits of a code that planes were joined to, at most
-
 // 16 lines, transposed: f(dword, row, register) for V::lanes rows of every dword.
 template <class V, int Bits, class F>
 LOWBIT_INLINE void transpose_lines(const uint8_t* lines, const F& f) {

@@ -1,8 +1,11 @@
-// Activations in the order that packed weights ask for: columns of x by chunks of 64 packed columns.
+// Chunks of a panel: its scales, and its codes where they lie in planes.
 #pragma once
+
+#include <arm_neon.h>
 
 #include <cstring>
 
+#include "cpu/generic/columns.h"
 #include "cpu/generic/outputs.h"
 
 namespace lowbit::cpu {
@@ -10,28 +13,6 @@ namespace {
 
 // How far ahead packed bytes are asked for: beyond the page. A hint may lie past the weight: it reads nothing.
 constexpr int64_t prefetch_ahead = 4096;
-
-// 64 activations of one row for packed columns [64 c, 64 c + 64): where they lie, or, when groups are padded or the
-// row ends, a copy in `padded` with zeros between.
-template <class T>
-inline const T* chunk_of_row(const packed_shape& s, const T* row, int64_t c, T* padded) {
-  const int64_t column = c * chunk;
-  if (s.k_in_order()) {
-    if (column + chunk <= s.k) return row + column;
-    std::memset(padded, 0, chunk * sizeof(T));
-    if (column < s.k) std::memcpy(padded, row + column, static_cast<size_t>(s.k - column) * sizeof(T));
-    return padded;
-  }
-  std::memset(padded, 0, chunk * sizeof(T));
-  for (int64_t i = 0; i < chunk; i += s.unit) {
-    const int64_t g = (column + i) / s.span, inside = (column + i) % s.span, first = g * s.group_k + inside;
-    int64_t count = s.unit;
-    if (count > s.group_k - inside) count = s.group_k - inside;
-    if (count > s.k - first) count = s.k - first;
-    if (g < s.groups && count > 0) std::memcpy(padded + i, row + first, static_cast<size_t>(count) * sizeof(T));
-  }
-  return padded;
-}
 
 // Scales and zero points of a panel's 16 rows for one group, as fp32.
 inline void panel_scales(const packed_view& w, int64_t panel, int64_t group, float scale[panel_rows],
@@ -46,59 +27,38 @@ inline void panel_scales(const packed_view& w, int64_t panel, int64_t group, flo
 
 // Minima of a panel's rows: what W adds to (value - zero) * scale, for formats that have it. -0 where there is none:
 // fma(value - zero, scale, -0) is the product.
-template <class View>
-inline void panel_mins(const View& w, int64_t panel, int64_t group, float min[panel_rows]) {
-  for (int r = 0; r < panel_rows; ++r) {
-    if constexpr (requires { w.min(int64_t{0}, int64_t{0}); })
-      min[r] = w.min(panel * panel_rows + r, group);
-    else
-      min[r] = -0.0f;
+inline void panel_mins(const packed_view& w, int64_t panel, int64_t group, float min[panel_rows]) {
+  for (int r = 0; r < panel_rows; ++r) min[r] = w.min(panel * panel_rows + r, group);
+}
+
+// 64 narrow codes to bytes, from the lines of their planes.
+inline void join_planes(const uint8_t* low, const uint8_t* high, const plane_shifts& s, uint8_t* out) {
+  const auto left = [](uint8x16_t x, int count) { return vshlq_u8(x, vdupq_n_s8(static_cast<int8_t>(count))); };
+  for (int i = 0; i < chunk; i += 16) {
+    const uint8x16_t a = vandq_u8(left(vld1q_u8(low + i), -s.low), vdupq_n_u8(s.low_mask()));
+    const uint8x16_t b = vandq_u8(left(vld1q_u8(high + i), -s.high), vdupq_n_u8(s.high_mask()));
+    vst1q_u8(out + i, left(vorrq_u8(a, left(b, s.low_bits)), s.up));
   }
 }
 
-// The K axis of the integer family: segments of at most 32768 columns, each inside one group, in steps of 64.
-// Groups of 16 and 32 take a whole step each.
-struct integer_axis {
-  int64_t groups, group_k, k;
-  int64_t segments_per_group;
-  int64_t segment_steps;  // of a whole segment
-  int64_t group_steps;
-  int64_t steps;  // in all
+// A chunk of narrow codes of a panel.
+class narrow_chunk {
+ public:
+  narrow_chunk(const packed_view& w, int64_t panel, int64_t column, int up)
+      : low_(w.codes + w.shape.plane_offset(w.shape.low, panel * panel_rows, column / chunk * chunk)),
+        high_(w.codes + w.shape.plane_offset(w.shape.high, panel * panel_rows, column / chunk * chunk)),
+        shifts_(w.shape, column, up) {}
 
-  explicit integer_axis(const packed_shape& s)
-      : groups(s.groups),
-        group_k(s.groups == 1 ? s.k : s.group_k),
-        k(s.k),
-        segments_per_group(ceil_div(group_k, integer_segment)),
-        segment_steps(segments_per_group == 1 ? ceil_div(group_k, chunk) : integer_segment / chunk),
-        group_steps(ceil_div(group_k, chunk)),
-        steps(groups * group_steps) {}
+  // Row r, a byte for each code.
+  void row(int64_t r, uint8_t* out) const {
+    __builtin_prefetch(low_ + r * line_bytes + prefetch_ahead);
+    __builtin_prefetch(high_ + r * line_bytes + prefetch_ahead);
+    join_planes(low_ + r * line_bytes, high_ + r * line_bytes, shifts_, out);
+  }
 
-  int64_t segments() const { return groups * segments_per_group; }
-  int64_t group_of_segment(int64_t segment) const { return segment / segments_per_group; }
-  int64_t first_step(int64_t segment) const {
-    return group_of_segment(segment) * group_steps + segment % segments_per_group * segment_steps;
-  }
-  int64_t steps_of(int64_t segment) const {
-    const int64_t first = segment % segments_per_group * segment_steps, left = group_steps - first;
-    return left < segment_steps ? left : segment_steps;
-  }
-  // Columns of x in a step: the first, and how many.
-  int64_t first_column(int64_t step) const { return step / group_steps * group_k + step % group_steps * chunk; }
-  int64_t columns_of(int64_t step) const {
-    const int64_t inside = step % group_steps * chunk, first = first_column(step);
-    int64_t count = group_k - inside < chunk ? group_k - inside : chunk;
-    if (count > k - first) count = k - first;
-    return count > 0 ? count : 0;
-  }
-  // The packed column where a step begins.
-  int64_t packed_column(int64_t step, const packed_shape& s) const {
-    return step / group_steps * (s.groups == 1 ? 0 : s.span) + step % group_steps * chunk;
-  }
-  int64_t packed_columns(int64_t step, const packed_shape& s) const {  // 64, or a unit of a narrower group
-    const int64_t left = s.span - step % group_steps * chunk;
-    return left < chunk ? left : chunk;
-  }
+ private:
+  const uint8_t *low_, *high_;
+  plane_shifts shifts_;
 };
 
 }  // namespace

@@ -3,7 +3,7 @@
 //
 //   q       rows of int8 in steps of 64 columns, and last, for asymmetric activations, a row of ones: its products are
 //           the column sums of W
-//   codes   8-bit panels as they are; 4-bit ones spread to bytes, V::panels_at_once panels x a segment (or part of one)
+//   codes   8-bit panels as they are; others spread to bytes, V::panels_at_once panels x a segment (or part of one)
 #pragma once
 
 #include "cpu/neon/chunks.h"
@@ -87,7 +87,7 @@ struct code_rows {
   int64_t row_stride, step_stride;
 };
 
-// 4-bit codes to bytes, and 8-bit ones of groups narrower than a step to whole steps.
+// Codes of fewer than 8 bits to bytes, and 8-bit ones of groups narrower than a step to whole steps.
 template <class V>
 void spread_codes(const packed_view& w, const integer_axis& axis, int64_t panel, int64_t first, int64_t steps,
                   uint8_t* out) {
@@ -95,8 +95,16 @@ void spread_codes(const packed_view& w, const integer_axis& axis, int64_t panel,
   for (int64_t i = 0; i < steps; ++i) {
     const int64_t column = axis.packed_column(first + i, s), count = axis.packed_columns(first + i, s);
     const uint8_t* lines = w.codes + s.code_offset(panel * panel_rows, column);
+    const narrow_chunk planes(w, panel, column, 0);
     for (int r = 0; r < panel_rows; ++r) {
       uint8_t* row = out + (r * integer_depth + i) * chunk;
+      if (s.bits != 4 && s.bits != 8) {
+        uint8_t joined_codes[chunk];
+        planes.row(r, joined_codes);
+        std::memcpy(row, joined_codes + column % chunk, static_cast<size_t>(count));
+        std::memset(row + count, 0, static_cast<size_t>(chunk - count));
+        continue;
+      }
       const uint8_t* line = lines + r * line_bytes;
       __builtin_prefetch(line + prefetch_ahead);
       if (s.bits == 8)
@@ -180,7 +188,7 @@ inline code_rows codes_of(const packed_view& w, const integer_axis& axis, bool s
 template <class V, int Bits>
 lowbit_status integer_panels(const gemm_problem& p, const integer_axis& axis, const quantized_matrix& x) {
   constexpr int64_t rows_in_l1 = 24;  // of q: 24 KB of a run of steps
-  const bool spread = Bits == 4 || p.w.shape.unit != chunk;
+  const bool spread = Bits != 8 || p.w.shape.unit != chunk;
   // More panels share a pass over q when there is much of it.
   const int64_t together = x.rows > rows_in_l1 ? V::panels_at_once : 1, sums = x.rows * panel_rows;
   bool out_of_memory = false;
@@ -242,7 +250,7 @@ lowbit_status integer(const gemm_problem& p) {
   });
   if (out_of_memory) return fail(LOWBIT_OUT_OF_MEMORY, "no memory for a row of activations");
   if (x.rows > p.m) ones_into(axis, x.q + p.m * x.stride);
-  return p.w.shape.bits == 4 ? integer_panels<V, 4>(p, axis, x) : integer_panels<V, 8>(p, axis, x);
+  return p.w.shape.bits == 8 ? integer_panels<V, 8>(p, axis, x) : integer_panels<V, joined>(p, axis, x);
 }
 
 }  // namespace

@@ -5,11 +5,10 @@
 namespace lowbit::cpu::neon {
 
 extern const kernel_row kernels[] = {
-    {"weight_only_f32_neon_6x4", LOWBIT_WEIGHT_ONLY, "",
-     bit(recipe::lut16) | bit(recipe::linear) | bit(recipe::minifloat), float_dtypes, 6, 4, 4, true,
+    {"weight_only_f32_neon_6x4", LOWBIT_WEIGHT_ONLY, "", all_recipes | every_scale_rule, float_dtypes, 6, 4, 4, true,
      weight_only_f32<neon_vectors, neon_lines>},
-    {"integer_neon_4x4", LOWBIT_INTEGER, "", bit(recipe::lut16) | bit(recipe::linear), float_dtypes | bit(LOWBIT_I8), 4,
-     4, 16, true, integer<neon_vectors>},
+    {"integer_neon_4x4", LOWBIT_INTEGER, "", integer_recipes | two_levels, float_dtypes | bit(LOWBIT_I8), 4, 4, 16,
+     true, integer<neon_vectors>},
 };
 extern const int num_kernels = sizeof kernels / sizeof kernels[0];
 

@@ -35,7 +35,7 @@ struct neon_vectors {
   static i32 zero_i32() { return vdupq_n_s32(0); }
   static i32 load_bytes(const void* p) { return vreinterpretq_s32_u8(vld1q_u8(static_cast<const uint8_t*>(p))); }
 
-  // Both factors of a product are signed here: bytes lose 128, 4-bit codes are positive as they are.
+  // Both factors of a product are signed here: bytes lose 128, codes of fewer bits are positive as they are.
   template <int Bits>
   static constexpr int code_bias = Bits == 8 ? 128 : 0;
   template <int Bits>
@@ -52,12 +52,12 @@ struct neon_vectors {
     }
   }
 
-  // sums += code x activation. Two products of a 4-bit code fit 16 bits, 2 * 15 * 128 < 2^15; of a byte, one does.
+  // sums += code x activation. Two products of a code of 7 bits fit 16 bits, 2 * 127 * 128 < 2^15; of a byte, one does.
   template <int Bits>
   static i32 dot_u8s8(i32 sums, i32 codes, i32 q) {
     const int8x16_t a = vreinterpretq_s8_s32(codes), b = vreinterpretq_s8_s32(q);
     const int16x8_t low = vmull_s8(vget_low_s8(a), vget_low_s8(b));
-    if constexpr (Bits == 4) return vpadalq_s16(sums, vmlal_high_s8(low, a, b));
+    if constexpr (Bits < 8) return vpadalq_s16(sums, vmlal_high_s8(low, a, b));
     return vpadalq_s16(vpadalq_s16(sums, low), vmull_high_s8(a, b));
   }
 };

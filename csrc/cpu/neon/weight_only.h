@@ -38,21 +38,35 @@ inline void f32_row(const gemm_problem& p, const T* row, float* out) {
 // ---- weights ----
 
 // Decodes chunks of one panel. Scales and zero points of a chunk are one number a row (groups of 64 and more) or
-// differ along its lanes.
+// differ along its lanes. Narrow codes are joined to a line of bytes first.
 template <class V>
 class f32_decoder {
  public:
-  explicit f32_decoder(const packed_view& weights) : w(weights), s(weights.shape) {}
+  explicit f32_decoder(const packed_view& weights)
+      : w(weights),
+        s(weights.shape),
+        narrow(w.format->decode >= recipe::lut4),
+        table(w.format->decode == recipe::lut16 || w.format->decode == recipe::lut4),
+        linear(w.format->decode == recipe::linear || w.format->decode == recipe::narrow_linear) {
+    for (int i = 0; table && i < 16; ++i) values[i] = w.format->values[i & ((1 << s.bits) - 1)];
+  }
 
   // rows[r * stride ... + 64) = W[16 panel + r][chunk c]
   void chunk_rows(int64_t panel, int64_t c, float* rows, int64_t stride) {
     const int64_t column = c * chunk;
     prepare(panel, column);
     const uint8_t* lines = w.codes + s.code_offset(panel * panel_rows, column);
+    const narrow_chunk planes(w, panel, column, w.format->decode == recipe::narrow_minifloat ? 8 - s.bits : 0);
     const int nibble = s.high_nibble(column) ? 4 : 0;
     for (int r = 0; r < panel_rows; ++r) {
       const uint8_t* line = lines + r * line_bytes;
-      __builtin_prefetch(line + prefetch_ahead);
+      uint8_t codes[chunk];
+      if (narrow) {
+        planes.row(r, codes);
+        line = codes;
+      } else {
+        __builtin_prefetch(line + prefetch_ahead);
+      }
       float* out = rows + r * stride;
       if (s.unit == 64)
         one_scale(line, nibble, r, out);
@@ -64,6 +78,8 @@ class f32_decoder {
  private:
   const packed_view& w;
   const packed_shape& s;
+  const bool narrow, table, linear;  // what the recipe has
+  float values[16];                  // of tables
   int64_t ready_panel = -1, ready_group = -1;
   float scale[4][panel_rows], zero[4][panel_rows], min[4][panel_rows];
 
@@ -80,9 +96,9 @@ class f32_decoder {
   }
 
   void one_scale(const uint8_t* line, int nibble, int r, float* out) const {
-    if (w.format->decode == recipe::lut16) {
+    if (table) {
       float scaled[16];
-      for (int i = 0; i < 16; ++i) scaled[i] = __builtin_fmaf(w.format->values[i] - zero[0][r], scale[0][r], min[0][r]);
+      for (int i = 0; i < 16; ++i) scaled[i] = __builtin_fmaf(values[i] - zero[0][r], scale[0][r], min[0][r]);
       lookup(line, nibble, V::table16(scaled), out);
     } else {
       const auto z = V::set1(zero[0][r]), f = V::set1(scale[0][r]), a = V::set1(min[0][r]);
@@ -97,8 +113,8 @@ class f32_decoder {
       zeros[d] = zero[4 * d / s.unit][r];
       mins[d] = min[4 * d / s.unit][r];
     }
-    if (w.format->decode == recipe::lut16)
-      lookup(line, nibble, V::table16(w.format->values), out);
+    if (table)
+      lookup(line, nibble, V::table16(values), out);
     else
       for_bytes(line, [&](auto value, int position) { V::store(out + position, value); });
     for (int i = 0; i < chunk; i += V::lanes) {
@@ -117,16 +133,18 @@ class f32_decoder {
     }
   }
 
-  // f(values, position) for the 8-bit codes of a line.
+  // f(values, position) for the codes of a line of bytes.
   template <class F>
   void for_bytes(const uint8_t* line, const F& f) const {
+    const auto bias = V::set1(static_cast<float>(w.format->integer_offset - 128));  // V::linear takes 128 off
     for (int d = 0; d < 16; d += V::lanes) {
       const auto dwords = V::load_bytes(line + 4 * d);
       for (int c = 0; c < 4; ++c) {
         const auto bytes = V::bytes_of(dwords, 8 * c);
-        f(w.format->decode == recipe::linear ? V::linear(bytes)
-                                             : V::minifloat(bytes, w.format->fp16_shift, w.format->fp16_scale),
-          16 * c + d);
+        if (!linear)
+          f(V::minifloat(bytes, w.format->fp16_shift, w.format->fp16_scale), 16 * c + d);
+        else
+          f(narrow ? V::sub(V::linear(bytes), bias) : V::linear(bytes), 16 * c + d);
       }
     }
   }

@@ -4,8 +4,8 @@
 namespace lowbit::cpu::neon_dotprod {
 
 extern const kernel_row kernels[] = {
-    {"integer_neon_dotprod_3x8", LOWBIT_INTEGER, "", bit(recipe::lut16) | bit(recipe::linear),
-     float_dtypes | bit(LOWBIT_I8), 3, 8, 16, true, integer<neon_dotprod_vectors>},
+    {"integer_neon_dotprod_3x8", LOWBIT_INTEGER, "", integer_recipes | two_levels, float_dtypes | bit(LOWBIT_I8), 3, 8,
+     16, true, integer<neon_dotprod_vectors>},
 };
 extern const int num_kernels = sizeof kernels / sizeof kernels[0];
 

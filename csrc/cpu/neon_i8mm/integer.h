@@ -1,11 +1,10 @@
 // integer with USMMLA: pairs of rows of unsigned codes by pairs of rows of int8.
 //
-//   x       rows of q two by two, in units (pairs.h); last, for asymmetric activations, the row of ones; an odd last
-//   row
-//           has zeros below it
+//   x       rows of q two by two, in units (pairs.h); last, for asymmetric activations, the row of ones; below an odd
+//           last row zeros
 //   codes   a panel x integer_depth steps, spread to bytes, rows two by two: 16 KB
 //
-// A single row goes to the dot products of generic/integer.h, which read 8-bit lines where they lie.
+// A single row goes to the dot products of neon/integer.h, which read 8-bit lines where they lie.
 #pragma once
 
 #include "cpu/neon/integer.h"
@@ -65,7 +64,7 @@ inline void quantize_pair(const gemm_problem& p, const integer_axis& axis, const
 template <int Bits>
 inline uint8x16_t load_codes16(const uint8_t* line, bool high) {
   const uint8x16_t codes = vld1q_u8(line);
-  if (Bits == 8) return codes;
+  if (Bits != 4) return codes;
   return high ? vshrq_n_u8(codes, 4) : vandq_u8(codes, vdupq_n_u8(15));
 }
 
@@ -77,12 +76,21 @@ void spread_pairs(const packed_view& w, const integer_axis& axis, int64_t panel,
   for (int64_t step = 0; step < steps; ++step) {
     const int64_t column = axis.packed_column(first + step, s), count = axis.packed_columns(first + step, s);
     const uint8_t* lines = w.codes + s.code_offset(panel * panel_rows, column);
+    const narrow_chunk planes(w, panel, column, 0);
     const bool high = s.high_nibble(column);
     for (int r = 0; r < panel_rows; r += 2) {
       const uint8_t* line = lines + r * line_bytes;
+      uint8_t both[2 * line_bytes];
+      if constexpr (Bits == joined) {
+        planes.row(r, both);
+        planes.row(r + 1, both + line_bytes);
+        line = both + column % chunk;
+      }
       uint8_t* units = out + (r / 2 * integer_depth + step) * step_bytes;
-      __builtin_prefetch(line + prefetch_ahead);
-      __builtin_prefetch(line + line_bytes + prefetch_ahead);
+      if constexpr (Bits != joined) {
+        __builtin_prefetch(line + prefetch_ahead);
+        __builtin_prefetch(line + line_bytes + prefetch_ahead);
+      }
       for (int64_t i = 0; i < count; i += 16)
         store_units(units + 2 * i, load_codes16<Bits>(line + i, high), load_codes16<Bits>(line + line_bytes + i, high));
       if (count < chunk) std::memset(units + 2 * count, 0, static_cast<size_t>(2 * (chunk - count)));
@@ -142,7 +150,14 @@ lowbit_status integer_pairs(const gemm_problem& p) {
         for (int64_t pair = begin; pair < end; ++pair) quantize_pair(p, axis, x, pair, row, both);
       });
   if (out_of_memory) return fail(LOWBIT_OUT_OF_MEMORY, "no memory for a pair of rows of activations");
-  return p.w.shape.bits == 4 ? integer_pair_panels<4>(p, axis, x) : integer_pair_panels<8>(p, axis, x);
+  switch (p.w.shape.bits) {
+    case 4:
+      return integer_pair_panels<4>(p, axis, x);
+    case 8:
+      return integer_pair_panels<8>(p, axis, x);
+    default:
+      return integer_pair_panels<joined>(p, axis, x);
+  }
 }
 
 }  // namespace
