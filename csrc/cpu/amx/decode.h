@@ -10,13 +10,12 @@ namespace {
 
 // ---- bf16: W[n][k] = bf16((value - zero_point) * scale), even columns of a chunk, then odd ones ----
 
-// Decodes packed blocks of 1 KB, a quarter of the rows at a time so that other work fits between. 4-bit codes go
-// through a table of the row's 16 scaled values in bf16, made once for each group: a permutation (and a shift) for 32
-// weights.
+// Decodes packed blocks of 1 KB, a tile at a time: other work fits between, and a tile's 16 stores are over long before
+// the next ones reach its neighbours. 4-bit codes go through a table of the row's 16 scaled values in bf16, made once
+// for each group: a permutation (and a shift) for 32 weights.
 class bf16_decoder {
  public:
   static constexpr int64_t tile_bytes = 1024;
-  static constexpr int pieces = 4;  // of a block
 
   struct block {
     const uint8_t* lines;
@@ -44,24 +43,22 @@ class bf16_decoder {
     const int first = slot_of(panel, column);
     return {w.codes + s.block_offset(panel, b), {first, s.bits == 4 ? slot_of(panel, column + chunk) : first}};
   }
-  // Rows [4 q, 4 q + 4) of a block to its tiles: 4 of 4-bit codes, 2 of bytes.
-  void piece(const block& from, int q, uint8_t* tiles) const {
+  int tiles() const { return s.bits == 4 ? 4 : 2; }  // of a block
+  // Tile q of a block: even columns of the first chunk, odd ones, then those of the second.
+  void tile(const block& from, int q, uint8_t* out) const {
     with_unit([&](auto unit) {
-      if (s.bits == 8)
-        byte_rows<unit.value>(from, q * rows_of_piece, tiles);
-      else
-        lut16_rows<unit.value>(from, q * rows_of_piece, tiles);
+      if (s.bits == 8) return q == 0 ? byte_tile<unit.value, false>(from, out) : byte_tile<unit.value, true>(from, out);
+      if (q < 2) return q == 0 ? lut16_tile<unit.value, 0>(from, out) : lut16_tile<unit.value, 1>(from, out);
+      return q == 2 ? lut16_tile<unit.value, 2>(from, out) : lut16_tile<unit.value, 3>(from, out);
     });
   }
 
-  void decode(int64_t panel, int64_t b, uint8_t* tiles) {
+  void decode(int64_t panel, int64_t b, uint8_t* out) {
     const block from = prepare(panel, b);
-    for (int q = 0; q < pieces; ++q) piece(from, q, tiles);
+    for (int q = 0; q < tiles(); ++q) tile(from, q, out + q * tile_bytes);
   }
 
  private:
-  static constexpr int rows_of_piece = static_cast<int>(panel_rows) / pieces;
-
   // What a chunk needs: the scales of its 1, 2 or 4 groups, and the tables made of them.
   struct alignas(64) chunk_groups {
     uint16_t table[panel_rows * 4 * 16];  // [row][group][code]
@@ -113,8 +110,7 @@ class bf16_decoder {
     for (int i = 0; i < chunk / Unit; ++i) {
       const int64_t group = first + i < s.groups ? first + i : s.groups - 1;  // padding: any finite scale does
       _mm512_store_ps(out.scale[i], load_scales(w, panel, group));
-      if (w.zero_points || s.bits == 8)
-        _mm512_store_ps(out.zero[i], _mm512_cvtepi32_ps(load_zero_points(w, panel, group)));
+      if (w.zero_points) _mm512_store_ps(out.zero[i], _mm512_cvtepi32_ps(load_zero_points(w, panel, group)));
       if (w.mins) _mm512_store_ps(out.min[i], load_numbers(w, w.mins, w.super_mins, panel, group));
     }
     if (s.bits == 8) return;
@@ -167,51 +163,75 @@ class bf16_decoder {
     return _mm512_permutex2var_epi16(t.low, index, t.high);
   }
 
-  template <int Unit>
-  void lut16_rows(const block& from, int first, uint8_t* tiles) const {
+  // A share of the lines that the decoder reaches `prefetch_bytes` later.
+  template <int Q, int Tiles>
+  static void prefetch_share(const uint8_t* lines) {
+    constexpr int rows = static_cast<int>(panel_rows) / Tiles;
+    for (int r = Q * rows; r < (Q + 1) * rows; ++r) _mm_prefetch(lines + r * line_bytes + prefetch_bytes, _MM_HINT_T0);
+  }
+
+  template <int Unit, int Q>
+  void lut16_tile(const block& from, uint8_t* out) const {
+    constexpr int shift = Q / 2 * 4 + Q % 2 * 8, row_entries = chunk / Unit * 16;
     // Copies: the stores below are of bytes, which may be anything's as the compiler sees it.
-    const uint8_t* line = from.lines + first * line_bytes;
-    constexpr int row_entries = chunk / Unit * 16;
-    const uint16_t* low = slots[from.slot[0]].table + first * row_entries;
-    const uint16_t* high = slots[from.slot[1]].table + first * row_entries;
+    const uint8_t* lines = from.lines;
+    const uint16_t* table = slots[from.slot[Q / 2]].table;
     const __m512i bits = group_bits;
-    tiles += first * line_bytes;
+    prefetch_share<Q, 4>(lines);
 #pragma GCC unroll 4
-    for (int r = 0; r < rows_of_piece; ++r) {
-      const __m512i codes = _mm512_loadu_si512(line + r * line_bytes);
-      _mm_prefetch(line + r * line_bytes + prefetch_bytes, _MM_HINT_T0);
-      const row_table t0 = load_table<Unit>(low + r * row_entries), t1 = load_table<Unit>(high + r * row_entries);
-      const __m512i s0 = lookup<Unit>(codes, t0, bits), s1 = lookup<Unit>(_mm512_srli_epi16(codes, 8), t0, bits);
-      const __m512i s2 = lookup<Unit>(_mm512_srli_epi16(codes, 4), t1, bits);
-      const __m512i s3 = lookup<Unit>(_mm512_srli_epi16(codes, 12), t1, bits);
-      uint8_t* row = tiles + r * line_bytes;
-      _mm512_store_si512(row, s0);
-      _mm512_store_si512(row + tile_bytes, s1);
-      _mm512_store_si512(row + 2 * tile_bytes, s2);
-      _mm512_store_si512(row + 3 * tile_bytes, s3);
+    for (int r = 0; r < panel_rows; ++r) {
+      const __m512i codes = _mm512_srli_epi16(_mm512_loadu_si512(lines + r * line_bytes), shift);
+      _mm512_store_si512(out + r * 64, lookup<Unit>(codes, load_table<Unit>(table + r * row_entries), bits));
     }
   }
 
-  // 32 bytes, zero-extended to words: every second column of 64.
-  template <int Unit>
-  __m512i scaled_bytes(__m512i words, const chunk_groups& g, int row) const {
-    __m512 low, high;
-    if (w.format->decode == recipe::linear) {
-      const __m512i offset = _mm512_sub_epi16(words, _mm512_set1_epi16(128));
-      low = _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm512_castsi512_si256(offset)));
-      high = _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64(offset, 1)));
-    } else {
-      const __m512i magnitude =
-          _mm512_sll_epi16(_mm512_and_si512(words, _mm512_set1_epi16(0x7f)), _mm_cvtsi32_si128(w.format->fp16_shift));
-      const __m512i sign = _mm512_slli_epi16(_mm512_and_si512(words, _mm512_set1_epi16(0x80)), 8);
-      const __m512i halves = _mm512_or_si512(magnitude, sign);
-      const __m512 factor = _mm512_set1_ps(w.format->fp16_scale);
-      low = _mm512_mul_ps(_mm512_cvtph_ps(_mm512_castsi512_si256(halves)), factor);
-      high = _mm512_mul_ps(_mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1)), factor);
+  // Bytes to words, of every second column: integers, or what an fp16 has in place of sign, exponent and mantissa.
+  struct byte_words {
+    __m512i shift, mask;  // of minifloats: to the sign's bit and below; what is theirs
+
+    explicit byte_words(int fp16_shift)
+        : shift(_mm512_set1_epi16(static_cast<int16_t>(8 - fp16_shift))),
+          mask(_mm512_set1_epi16(static_cast<int16_t>(0x8000 | 0x7f << fp16_shift))) {}
+    template <bool Odd, bool Linear>
+    __m512i of(__m512i codes) const {
+      if (Linear)
+        return _mm512_sub_epi16(Odd ? _mm512_srli_epi16(codes, 8) : _mm512_and_si512(codes, _mm512_set1_epi16(0xff)),
+                                _mm512_set1_epi16(128));
+      return _mm512_and_si512(_mm512_srav_epi16(Odd ? codes : _mm512_slli_epi16(codes, 8), shift), mask);
     }
-    low = _mm512_mul_ps(_mm512_sub_ps(low, spread<Unit>(g.zero, row, 0)), spread<Unit>(g.scale, row, 0));
-    high = _mm512_mul_ps(_mm512_sub_ps(high, spread<Unit>(g.zero, row, 1)), spread<Unit>(g.scale, row, 1));
-    return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
+  };
+
+  template <int Unit, bool Odd, bool Linear, bool Zeros>
+  void byte_rows(const block& from, uint8_t* out) const {
+    // Copies: the stores below may be of anything as the compiler sees it.
+    const uint8_t* lines = from.lines;
+    const chunk_groups& g = slots[from.slot[0]];
+    const byte_words words(w.format->fp16_shift);
+    const __m512 factor = _mm512_set1_ps(w.format->fp16_scale);
+    prefetch_share<Odd, 2>(lines);
+#pragma GCC unroll 4
+    for (int r = 0; r < panel_rows; ++r) {
+      const __m512i row = words.of<Odd, Linear>(_mm512_loadu_si512(lines + r * line_bytes));
+      const __m256i half[2] = {_mm512_castsi512_si256(row), _mm512_extracti64x4_epi64(row, 1)};
+      __m512 value[2];
+      for (int i = 0; i < 2; ++i) {
+        value[i] = Linear ? _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(half[i]))
+                          : _mm512_mul_ps(_mm512_cvtph_ps(half[i]), factor);
+        if (Zeros) value[i] = _mm512_sub_ps(value[i], spread<Unit>(g.zero, r, i));
+        value[i] = _mm512_mul_ps(value[i], spread<Unit>(g.scale, r, i));
+      }
+      _mm512_store_si512(out + r * 64, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(value[1], value[0])));
+    }
+  }
+
+  template <int Unit, bool Odd>
+  void byte_tile(const block& from, uint8_t* out) const {
+    if (w.format->decode == recipe::minifloat)  // has no zero points
+      byte_rows<Unit, Odd, false, false>(from, out);
+    else if (w.zero_points)
+      byte_rows<Unit, Odd, true, true>(from, out);
+    else
+      byte_rows<Unit, Odd, true, false>(from, out);
   }
 
   // For 16 words, the lower (0) or upper (1) half of a chunk's 32: they belong to one group, or to two, 8 words each.
@@ -221,26 +241,14 @@ class bf16_decoder {
     if (Unit == 32) return _mm512_set1_ps(of[upper][row]);
     return _mm512_mask_mov_ps(_mm512_set1_ps(of[2 * upper][row]), 0xff00, _mm512_set1_ps(of[2 * upper + 1][row]));
   }
-
-  template <int Unit>
-  void byte_rows(const block& from, int first, uint8_t* tiles) const {
-    const chunk_groups& g = slots[from.slot[0]];
-    for (int r = first; r < first + rows_of_piece; ++r) {
-      const __m512i codes = _mm512_loadu_si512(from.lines + r * line_bytes);
-      _mm_prefetch(from.lines + r * line_bytes + prefetch_bytes, _MM_HINT_T0);
-      const __m512i even = scaled_bytes<Unit>(_mm512_and_si512(codes, _mm512_set1_epi16(0xff)), g, r);
-      const __m512i odd = scaled_bytes<Unit>(_mm512_srli_epi16(codes, 8), g, r);
-      _mm512_store_si512(tiles + r * 64, even);
-      _mm512_store_si512(tiles + tile_bytes + r * 64, odd);
-    }
-  }
 };
 
 // ---- int8: W[n][k] = code - zero_point as signed bytes (4-bit), or the stored bytes where a step is a block ----
 
 // One step of a panel as an A tile of signed bytes: 4-bit codes less their zero point, zero past the group's columns.
+// offsets: four bytes a row, so that one load fills a register.
 inline void decode_int4_step(const packed_view& w, const integer_axis& axis, int64_t panel, int64_t step,
-                             const int32_t offset[panel_rows], uint8_t* tile) {
+                             const uint32_t offsets[panel_rows], uint8_t* tile) {
   const packed_shape& s = w.shape;
   const int64_t column = axis.packed_column(step, s), count = axis.packed_columns(step, s);
   const uint64_t keep = count >= 64 ? ~0ull : (1ull << count) - 1;
@@ -253,7 +261,7 @@ inline void decode_int4_step(const packed_view& w, const integer_axis& axis, int
     else
       _mm_prefetch(lines + r * line_bytes + prefetch_bytes, _MM_HINT_T0);
     codes = _mm512_and_si512(codes, _mm512_set1_epi8(15));
-    codes = _mm512_maskz_sub_epi8(keep, codes, _mm512_set1_epi8(static_cast<int8_t>(offset[r])));
+    codes = _mm512_maskz_sub_epi8(keep, codes, _mm512_set1_epi32(static_cast<int32_t>(offsets[r])));
     _mm512_store_si512(tile + r * 64, codes);
   }
 }

@@ -32,48 +32,58 @@ inline void keep_stores_cheap() {
   tile_store<weight_tile>(nowhere, 64);
 }
 
-// Lines that the next tiles will be read from, asked for into L2 beside the multiplications: so many each step.
+// Lines asked for into L2 beside the multiplications. Of step s: so many of a run, one after another ...
 struct lookahead {
   const uint8_t* data = nullptr;
   int64_t lines = 0;
   void step(int64_t s) const {
     for (int64_t i = s * lines; i < (s + 1) * lines; ++i) _mm_prefetch(data + i * 64, _MM_HINT_T1);
   }
+  lookahead from(int64_t s) const { return {data + s * lines * 64, lines}; }
+};
+// ... or lines [first, last) of the 32 of two tiles.
+struct pair_lookahead {
+  const uint8_t* tiles[2] = {};
+  int64_t first = 0, last = 0;
+  void step(int64_t s) const {
+    for (int64_t i = first; i < last; ++i) _mm_prefetch(tiles[i / 16] + s * 1024 + i % 16 * 64, _MM_HINT_T1);
+  }
+  pair_lookahead from(int64_t s) const { return {{tiles[0] + s * 1024, tiles[1] + s * 1024}, first, last}; }
 };
 
-// Sums of NT panels x MT activation tiles over `steps` steps of 64 bytes.
-//   weights[i]       A tiles of panel i: step s at + s * weight_stride, 16 rows of 64 bytes
+// Sums of NT panels x MT activation tiles over `steps` steps of 64 bytes, in tiles C and up.
+//   weights[i]       A tiles of panel i: step s at + s * 1024, 16 rows of 64 bytes
 //   activations[j]   B tiles of activation tile j: step s at + s * activation_stride, 16 rows of `row_bytes`
-template <class Dot, int NT, int MT>
-inline void multiply(const uint8_t* const weights[NT], int64_t weight_stride, const uint8_t* const activations[MT],
-                     int64_t activation_stride, int64_t row_bytes, int64_t steps, lookahead next = {}) {
+template <class Dot, int C, int NT, int MT, class Ahead = lookahead>
+inline void multiply(const uint8_t* const weights[NT], const uint8_t* const activations[MT], int64_t activation_stride,
+                     int64_t row_bytes, int64_t steps, const Ahead& next = {}) {
   for (int64_t s = 0; s < steps; ++s) {
     next.step(s);
     if (s % store_interval == store_interval - 1) keep_stores_cheap();
     for_tiles<NT>([&](auto i) {
       constexpr int a = weight_tile + i.value % 2;
-      tile_load<a>(weights[i.value] + s * weight_stride, 64);
+      tile_load<a>(weights[i.value] + s * 1024, 64);
       for_tiles<MT>([&](auto j) {
-        if constexpr (i.value == 0)
-          tile_load<activation_tile + j.value>(activations[j.value] + s * activation_stride, row_bytes);
-        Dot::template step<i.value * MT + j.value, a, activation_tile + j.value>();
+        constexpr int b = activation_tile + j.value % 2;
+        if constexpr (i.value == 0 || MT > 2) tile_load<b>(activations[j.value] + s * activation_stride, row_bytes);
+        Dot::template step<C + i.value * MT + j.value, a, b>();
       });
     });
   }
 }
 
-template <int Count>
+template <int Count, int C = 0>
 inline void zero_sums() {
-  for_tiles<Count>([](auto t) { tile_zero<t.value>(); });
+  for_tiles<Count>([](auto t) { tile_zero<C + t.value>(); });
 }
-// Sums lie in memory tile after tile, each 16 rows (outputs) of 64 bytes (activation rows).
+// Sums lie in memory tile after tile, each 16 rows (outputs) of 64 bytes (activation rows), or of fewer.
 template <int Count>
 inline void load_sums(const void* sums) {
   for_tiles<Count>([&](auto t) { tile_load<t.value>(static_cast<const uint8_t*>(sums) + t.value * 1024, 64); });
 }
-template <int Count>
-inline void store_sums(void* sums) {
-  for_tiles<Count>([&](auto t) { tile_store<t.value>(static_cast<uint8_t*>(sums) + t.value * 1024, 64); });
+template <int Count, int C = 0>
+inline void store_sums(void* sums, int64_t row_bytes = 64) {
+  for_tiles<Count>([&](auto t) { tile_store<C + t.value>(static_cast<uint8_t*>(sums) + t.value * 1024, row_bytes); });
 }
 
 }  // namespace

@@ -1,8 +1,9 @@
 // weight_only on AMX bf16: W is decoded to bf16 A tiles, x are the B tiles, sums come out as [output][row of x].
 //
-//   m <= 32   4 panels x 1 activation tile, or 2 x 2   decode a block, multiply it; sums never leave the tiles
-//   m >  32   2 panels x 2                             a slab of K of two panels is decoded into L1 and serves 512 rows
-//                                                      of x; sums wait in L2 between slabs: K keeps its order
+//   m <= 64   4 panels x 1 activation tile, 2 x 2, 1 x 3 or 1 x 4: a block is decoded while the one before is
+//             multiplied, tile by tile; sums never leave the tiles
+//   more      2 panels x 2: a slab of K of two panels is decoded into L1 and serves 512 rows of x; sums wait in L2
+//             between slabs: K keeps its order
 #pragma once
 
 #include "cpu/amx/activations.h"
@@ -20,50 +21,55 @@ inline void multiply_step(const uint8_t* weights, const activation_tiles& x, int
   constexpr int a = weight_tile + C / MT % 2;
   tile_load<a>(weights, 64);
   for_tiles<MT>([&](auto j) {
-    tile_load<activation_tile + j.value>(x.at(j.value, step), x.row_bytes());
-    dot_bf16::step<C + j.value, a, activation_tile + j.value>();
+    constexpr int b = activation_tile + j.value % 2;
+    tile_load<b>(x.at(j.value, step), x.row_bytes());
+    dot_bf16::step<C + j.value, a, b>();
   });
 }
 
-// NT panels side by side: as many streams of packed bytes, which keeps more of the memory's pages and prefetchers busy.
-// A block is multiplied while the next one is decoded, piece by piece, so that the tiles work beside the vector units.
+// NT panels side by side, as many streams of packed bytes. Tile q of a block is multiplied before tile q of the next
+// one takes its place: what is loaded was stored a block ago (tile loads wait for stores to leave the store buffer),
+// and no store since then was to the same offset in a page.
 template <int NT, int MT>
 void weight_only_small(const gemm_problem& p, const activation_tiles& x, int64_t first, int64_t last) {
-  constexpr int64_t most_tiles = 4;  // of a block
+  constexpr int together = NT > 2 ? NT : 2;  // panels whose outputs are stored at a time: y's lines are of two
   const packed_shape& s = p.w.shape;
   const int64_t steps = s.block_k / 32;
-  alignas(64) uint8_t weights[2][most_tiles * bf16_decoder::tile_bytes];
-  alignas(64) float sums[NT * MT * 256];
+  alignas(4096) uint8_t weights[4 * bf16_decoder::tile_bytes];
+  alignas(64) float sums[together * MT * 256];
   bf16_decoder decoders[NT];
   for (bf16_decoder& d : decoders) d.begin(p.w);
   const tile_scope tiles(static_cast<int>(x.width));
 
-  for (int64_t panel = first; panel < last; panel += NT) {
+  const auto multiply_panels = [&](int64_t panel) {
     const auto prepare = [&](int i, int64_t block) {
       return decoders[i].prepare(panel + i < last ? panel + i : last - 1, block);
     };
     zero_sums<NT * MT>();
     bf16_decoder::block current = prepare(0, 0), next = current;
     for (int64_t block = 0; block <= s.blocks; ++block) {
-      for_tiles<NT>([&](auto i) {  // decodes `block` of panel i, multiplies the block decoded before it
+      for_tiles<NT>([&](auto i) {  // multiplies the block decoded before, decodes `block` of panel i
         constexpr int before = (i.value + NT - 1) % NT;
         const int64_t block_before = i.value == 0 ? block - 1 : block;
         if (block == s.blocks && i.value > 0) return;
-        for (int q = 0; q < bf16_decoder::pieces; ++q) {
-          if (block < s.blocks) {
-            if (q == 2 && i.value + 1 < NT) next = prepare(i.value + 1, block);
-            if (q == 2 && i.value + 1 == NT && block + 1 < s.blocks) next = prepare(0, block + 1);
-            decoders[i.value].piece(current, q, weights[i.value % 2]);
-          }
-          if (block_before >= 0 && q < steps)
-            multiply_step<before * MT, MT>(weights[before % 2] + q * bf16_decoder::tile_bytes, x,
-                                           block_before * steps + q);
+        for (int q = 0; q < steps; ++q) {
+          uint8_t* tile = weights + q * bf16_decoder::tile_bytes;
+          if (block_before >= 0) multiply_step<before * MT, MT>(tile, x, block_before * steps + q);
+          if (block == s.blocks) continue;
+          if (q == steps / 2 && i.value + 1 < NT) next = prepare(i.value + 1, block);
+          if (q == steps / 2 && i.value + 1 == NT && block + 1 < s.blocks) next = prepare(0, block + 1);
+          decoders[i.value].tile(current, q, tile);
         }
         current = next;
       });
     }
-    store_sums<NT * MT>(sums);
-    for (int i = 0; i < NT && panel + i < last; i += 2)
+  };
+  for (int64_t panel = first; panel < last; panel += together) {
+    for (int i = 0; i < together && panel + i < last; i += NT) {
+      multiply_panels(panel + i);
+      store_sums<NT * MT>(sums + i * MT * 256);
+    }
+    for (int i = 0; i < together && panel + i < last; i += 2)
       for (int j = 0; j < MT; ++j)
         store_outputs(p, sums + (i * MT + j) * 256, sums + ((i + 1) * MT + j) * 256, panel + i, j,
                       _mm512_set1_ps(p.w.global_scale));
@@ -86,8 +92,8 @@ void multiply_pair(const gemm_problem& p, const activation_tiles& x, const weigh
     zero_sums<2 * MT>();
   else
     load_sums<2 * MT>(sums);
-  multiply<dot_bf16, 2, MT>(w.tiles, bf16_decoder::tile_bytes, b, x.step_bytes(), x.row_bytes(), w.steps,
-                            x.next_run(tile, MT, w.step, w.number, w.pairs));
+  multiply<dot_bf16, 0, 2, MT>(w.tiles, b, x.step_bytes(), x.row_bytes(), w.steps,
+                               x.next_run(tile, MT, w.step, w.number, w.pairs));
   if (w.step + w.steps < x.steps) {
     store_sums<2 * MT>(sums);
     return;
@@ -141,7 +147,7 @@ bool weight_only_large(const gemm_problem& p, const activation_tiles& x, int64_t
 
 lowbit_status weight_only_bf16(const gemm_problem& p) {
   const packed_shape& s = p.w.shape;
-  activation_tiles x = activation_tiles::of(p.m, s.k_packed / 32);
+  activation_tiles x = activation_tiles::of(p.m, s.k_packed / 32, slab_steps);
   x.data = static_cast<uint8_t*>(scratch(scratch_slot::activations, static_cast<size_t>(x.bytes())));
   if (!x.data)
     return fail(LOWBIT_OUT_OF_MEMORY, "no memory for %lld bytes of packed activations",
@@ -157,6 +163,10 @@ lowbit_status weight_only_bf16(const gemm_problem& p) {
       weight_only_small<4, 1>(p, x, first, last);
     else if (x.tiles == 2)
       weight_only_small<2, 2>(p, x, first, last);
+    else if (x.tiles == 3 && x.bytes() <= small_bytes)
+      weight_only_small<1, 3>(p, x, first, last);
+    else if (x.tiles == 4 && x.bytes() <= small_bytes)
+      weight_only_small<1, 4>(p, x, first, last);
     else if (!weight_only_large(p, x, first, last))
       __atomic_store_n(&out_of_memory, true, __ATOMIC_RELAXED);
   });
