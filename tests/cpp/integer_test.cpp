@@ -129,6 +129,27 @@ TEST(products_have_the_contracts_bits) {
   });
 }
 
+// Segments of one step to more than a slab, each with every way to quantize x.
+TEST(products_of_slabs_have_the_contracts_bits) {
+  for_each_runnable_kernel(LOWBIT_INTEGER, [](const lowbit::kernel_row& row) {
+    if (row.mr < 16) return;  // these have no slabs of rows
+    random_source random(37);
+    int turn = 0;
+    for_each_slab_shape([&](int64_t m, int64_t n, int64_t k) {
+      for (const char* format : {"int4", "int8"}) {
+        const int64_t group_k = random.of({int64_t{32}, int64_t{64}, int64_t{128}, int64_t{192}, int64_t{256},
+                                           int64_t{320}, int64_t{4096}, int64_t{4160}, k});
+        const canonical_weight w = random_weight({format, n, k, 1, group_k, LOWBIT_F16, ++turn % 2 == 0}, random);
+        multiplication c(w, m, any_dtype(row, random), random);
+        choose_activation(c, random);
+        CHECK_EQ(c.run(row), LOWBIT_OK);
+        check_bits(row, w, c);
+        c.check_gaps(row);
+      }
+    });
+  });
+}
+
 TEST(one_hot_activations_give_decoded_weights) {
   for_each_runnable_kernel(LOWBIT_INTEGER, [](const lowbit::kernel_row& row) {
     random_source random(32);

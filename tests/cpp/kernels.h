@@ -146,6 +146,21 @@ void for_each_tile_shape(const lowbit::kernel_row& row, const Visit& visit) {
         if (m < 33 || ++turn % 3 == 0) visit(m, n, k);
 }
 
+// The same around the sizes of what stays in a cache (csrc/cpu/amx/tuning.h): rows and columns by which a kernel goes
+// on to another of its loops, or to another turn of one.
+template <class Visit>
+void for_each_slab_shape(const Visit& visit) {
+  constexpr int64_t few[] = {33, 48, 49, 64, 65}, many[] = {256, 257, 290};
+  int turn = 0;
+  for (const int64_t k : {64, 256, 257, 2048, 4096, 4100, 8200})
+    for (const int64_t n : {16, 33, 50}) {
+      visit(few[++turn % 5], n, k);
+      if (!sanitized || turn % 5 == 0) visit(many[turn % 3], n, k);
+    }
+  visit(1030, 18, 64);  // rows, where few columns leave room for them, and for their sums
+  if (!sanitized) visit(530, 18, 600);
+}
+
 inline weight_options options_of(const char* format, int64_t n, int64_t k, random_source& random) {
   const lowbit::format_row& f = lowbit::format_at(lowbit::find_format(format));
   weight_options o{format, n, f.block_k ? lowbit::round_up(k, f.block_k) : k};
@@ -198,7 +213,8 @@ inline void check_thread_counts(lowbit_family family, std::initializer_list<cons
   });
 }
 
-// Rows of y alone and in batches of several sizes; the other rows of x differ from batch to batch by their position.
+// Rows of y alone and in batches of several sizes, past every size at which a kernel changes its ways; the other rows
+// of x differ from batch to batch by their position.
 inline void check_batch_invariance(lowbit_family family, std::initializer_list<const char*> formats) {
   for_each_runnable_kernel(family, [&](const lowbit::kernel_row& row) {
     if (!row.batch_invariant) {
@@ -206,16 +222,17 @@ inline void check_batch_invariance(lowbit_family family, std::initializer_list<c
       return;
     }
     random_source random(22);
+    const int64_t rows = std::max<int64_t>(70, 17 * row.mr + 2);
     int turn = 0;
     for (const char* format : formats) {
       if (!takes(row, format)) continue;
       for (const int64_t group_k : {int64_t{48}, int64_t{128}, int64_t{2000}}) {
         const canonical_weight w = random_weight({format, 53, 1184, 1, group_k, LOWBIT_F32, group_k == 48}, random);
-        multiplication all(w, 70, random_float_dtype(row, random), random);
+        multiplication all(w, rows, random_float_dtype(row, random), random);
         CHECK_EQ(all.run(row), LOWBIT_OK);
-        for (const int64_t m : {1, 2, 5, 16, 17, 33}) {
-          for (const int64_t first : {int64_t{0}, int64_t{3}, int64_t{15}, int64_t{16}, int64_t{37}, 70 - m}) {
-            if (emulated && ++turn % 5) continue;
+        for (const int64_t m : {1, 2, 5, 16, 17, 33, 49, 65}) {
+          for (const int64_t first : {int64_t{0}, int64_t{3}, int64_t{15}, int64_t{16}, int64_t{37}, rows - m}) {
+            if (first + m > rows || (emulated && ++turn % 5)) continue;
             multiplication some(w, m, all.x_dtype, random);
             some.x_stride = all.x_stride;
             some.y_stride = all.y_stride;
@@ -232,8 +249,8 @@ inline void check_batch_invariance(lowbit_family family, std::initializer_list<c
               CHECK(!std::memcmp(some.y.bytes() + i * all.y_stride * y_size,
                                  all.y.bytes() + (first + i) * all.y_stride * y_size,
                                  static_cast<size_t>(w.n() * y_size)),
-                    "%s: row %lld of 70, among %lld: %s", row.name, static_cast<long long>(first + i),
-                    static_cast<long long>(m), describe(w, some).c_str());
+                    "%s: row %lld of %lld, among %lld: %s", row.name, static_cast<long long>(first + i),
+                    static_cast<long long>(rows), static_cast<long long>(m), describe(w, some).c_str());
           }
         }
       }

@@ -85,6 +85,22 @@ TEST(products_are_within_the_stated_bound) {
   });
 }
 
+TEST(products_of_slabs_are_within_the_stated_bound) {
+  for_each_runnable_kernel(LOWBIT_WEIGHT_ONLY, [](const lowbit::kernel_row& row) {
+    if (row.mr < 16) return;  // these have no slabs of rows
+    random_source random(15);
+    int turn = 0;
+    for_each_slab_shape([&](int64_t m, int64_t n, int64_t k) {
+      constexpr const char* formats[] = {"int4", "int8", "fp8_e4m3", "nvfp4"};
+      const canonical_weight w = random_weight(options_of(formats[++turn % 4], n, k, random), random);
+      multiplication c(w, m, random_float_dtype(row, random), random);
+      CHECK_EQ(c.run(row), LOWBIT_OK);
+      check_against_double(row, w, c);
+      c.check_gaps(row);
+    });
+  });
+}
+
 // One row of x picks one column of W: the decoded weight itself comes out, for every code under every kind of scale.
 TEST(one_hot_activations_give_decoded_weights) {
   for_each_runnable_kernel(LOWBIT_WEIGHT_ONLY, [](const lowbit::kernel_row& row) {

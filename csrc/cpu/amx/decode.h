@@ -22,8 +22,10 @@ class bf16_decoder {
     int slot[2];  // where the groups of its chunks are; bytes have one chunk
   };
 
-  void begin(const packed_view& weights) {
+  // prefetch: bytes from a line to the one to ask for, in the order that blocks are decoded in.
+  void begin(const packed_view& weights, int64_t prefetch) {
     w = weights;
+    ahead = prefetch;
     s = weights.shape;
     groups_at_once = chunk / s.unit;
     scale_bytes = dtype_bytes(w.scale_dtype);
@@ -69,6 +71,7 @@ class bf16_decoder {
   packed_shape s;
   __m512 values = {};  // of the 16 codes
   __m512i group_bits = {};
+  int64_t ahead;           // bytes from a line to the one to ask for
   int64_t groups_at_once;  // in a chunk
   int64_t scale_bytes;
   int64_t newest_panel = -1, newest_group = -1, newest_begin = 0, newest_end = 0;
@@ -163,11 +166,11 @@ class bf16_decoder {
     return _mm512_permutex2var_epi16(t.low, index, t.high);
   }
 
-  // A share of the lines that the decoder reaches `prefetch_bytes` later.
+  // A tile's share of the lines to come, into L2 (cpu/generic/chunks.h has the reason).
   template <int Q, int Tiles>
-  static void prefetch_share(const uint8_t* lines) {
+  void prefetch_share(const uint8_t* lines) const {
     constexpr int rows = static_cast<int>(panel_rows) / Tiles;
-    for (int r = Q * rows; r < (Q + 1) * rows; ++r) _mm_prefetch(lines + r * line_bytes + prefetch_bytes, _MM_HINT_T0);
+    for (int r = Q * rows; r < (Q + 1) * rows; ++r) __builtin_prefetch(lines + r * line_bytes + ahead, 0, 2);
   }
 
   template <int Unit, int Q>
@@ -259,7 +262,7 @@ inline void decode_int4_step(const packed_view& w, const integer_axis& axis, int
     if (high)
       codes = _mm512_srli_epi16(codes, 4);
     else
-      _mm_prefetch(lines + r * line_bytes + prefetch_bytes, _MM_HINT_T0);
+      prefetch_codes(lines + r * line_bytes);
     codes = _mm512_and_si512(codes, _mm512_set1_epi8(15));
     codes = _mm512_maskz_sub_epi8(keep, codes, _mm512_set1_epi32(static_cast<int32_t>(offsets[r])));
     _mm512_store_si512(tile + r * 64, codes);

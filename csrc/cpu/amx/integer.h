@@ -1,11 +1,16 @@
 // integer on AMX int8: weights are A tiles (8-bit codes straight from the packed bytes, 4-bit ones decoded), quantized
 // rows the B tiles, exact int32 sums [output][row of x] of one segment of K, scaled into fp32 sums segment by segment.
 //
+//   m <= 4    weights that need decoding meet AVX512-VNNI instead: the sums are the same bits
 //   m <= 64   4 panels x 1 activation tile, 2 x 2, 1 x 3 or 1 x 4: sums stay in L1
 //   more      2 panels x 2: 256 rows of x, 4096 columns of them, stay in L2; two panels at a time pass, decoded once
 #pragma once
 
 #include "cpu/amx/weight_only.h"
+
+namespace lowbit::cpu::avx512_vnni {
+kernel integer;
+}
 
 namespace lowbit::cpu {
 namespace {
@@ -371,6 +376,7 @@ bool integer_large(const gemm_problem& p, const integer_axis& axis, const quanti
 
 lowbit_status integer(const gemm_problem& p) {
   const integer_axis axis(p.w.shape);
+  if (p.m <= vector_rows && integer_weights(p, axis).decoded()) return avx512_vnni::integer(p);
   quantized_rows x{};
   x.tiles = activation_tiles::of(p.m, axis.steps, integer_slab_steps);
   const int64_t padded_m = x.tiles.tiles * 16;
