@@ -22,10 +22,12 @@ class bf16_decoder {
     int slot[2];  // where the groups of its chunks are; bytes have one chunk
   };
 
-  // prefetch: bytes from a line to the one to ask for, in the order that blocks are decoded in.
-  void begin(const packed_view& weights, int64_t prefetch) {
+  // prefetch: bytes from a line to the one to ask for, in the order that blocks are decoded in. prepared: how many
+  // blocks of this decoder are valid at a time, 1 or 2.
+  void begin(const packed_view& weights, int64_t prefetch, int prepared) {
     w = weights;
     ahead = prefetch;
+    turns = 2 * prepared;
     s = weights.shape;
     groups_at_once = chunk / s.unit;
     scale_bytes = dtype_bytes(w.scale_dtype);
@@ -39,7 +41,7 @@ class bf16_decoder {
   }
 
   // Finds or makes what a block needs of its groups. It takes some 70 cycles from the scales to the first lookup: to be
-  // called while the block before, which it leaves valid, still has rows to decode.
+  // called while another block still has rows to decode.
   block prepare(int64_t panel, int64_t b) {
     const int64_t column = b * s.block_k;
     const int first = slot_of(panel, column);
@@ -75,8 +77,8 @@ class bf16_decoder {
   int64_t groups_at_once;  // in a chunk
   int64_t scale_bytes;
   int64_t newest_panel = -1, newest_group = -1, newest_begin = 0, newest_end = 0;
-  int newest = 0;
-  chunk_groups slots[4];  // in turns: two of the block being decoded, two of the one prepared
+  int newest = 0, turns;
+  chunk_groups slots[4];  // in turns, two of a block; as few as will do: four decoders' would fill L1
 
   template <class F>
   void with_unit(const F& f) const {
@@ -95,7 +97,7 @@ class bf16_decoder {
     newest_end = newest_begin + (s.span > chunk ? s.span : chunk);
     newest_group = follows ? newest_group + groups_at_once : column / s.span;
     newest_panel = panel;
-    newest = (newest + 1) % 4;
+    newest = (newest + 1) & (turns - 1);
     with_unit([&](auto unit) { make_groups<unit.value>(panel, newest_group, slots[newest]); });
     return newest;
   }

@@ -38,7 +38,7 @@ void weight_only_small(const gemm_problem& p, const activation_tiles& x, int64_t
   alignas(4096) uint8_t weights[4 * bf16_decoder::tile_bytes];
   alignas(64) float sums[together * MT * 256];
   bf16_decoder decoders[NT];
-  for (bf16_decoder& d : decoders) d.begin(p.w, small_prefetch_bytes);
+  for (bf16_decoder& d : decoders) d.begin(p.w, small_prefetch_bytes, NT == 1 ? 2 : 1);
   const tile_scope tiles(static_cast<int>(x.width));
 
   const auto multiply_panels = [&](int64_t panel) {
@@ -114,7 +114,7 @@ bool weight_only_large(const gemm_problem& p, const activation_tiles& x, int64_t
   if (!sums) return false;
   alignas(64) uint8_t decoded[2][slab_steps * bf16_decoder::tile_bytes];
   bf16_decoder decoder;
-  decoder.begin(p.w, slab_blocks * panel_rows * line_bytes);  // the panel's next slab
+  decoder.begin(p.w, slab_blocks * panel_rows * line_bytes, 1);  // the panel's next slab
   const tile_scope tiles(16);
 
   for (int64_t tile = 0; tile < x.tiles; tile += slab_tiles) {
