@@ -28,8 +28,8 @@ inline void multiply_step(const uint8_t* weights, const activation_tiles& x, int
 }
 
 // NT panels side by side, as many streams of packed bytes. Tile q of a block is multiplied before tile q of the next
-// one takes its place: what is loaded was stored a block ago (tile loads wait for stores to leave the store buffer),
-// and no store since then was to the same offset in a page.
+// one takes its place: what is loaded was stored a block ago, and no tile since then to the same offset in a page (tile
+// loads wait for both kinds of stores to leave the store buffer).
 template <int NT, int MT>
 void weight_only_small(const gemm_problem& p, const activation_tiles& x, int64_t first, int64_t last) {
   constexpr int together = NT > 2 ? NT : 2;  // panels whose outputs are stored at a time: y's lines are of two
