@@ -16,7 +16,7 @@ struct avx2_vectors {
   };
   static constexpr int lanes = 8;
   // 12 sums + 3 of x + 1 of W are the 16 registers.
-  static constexpr int mr = 3, nr = 4, mr_integer = 6, nr_integer = 16;
+  static constexpr int mr = 3, nr = 4, mr_integer = 6, nr_integer = 16, integer_few = 4;
   static constexpr int direct_sums = 8;
   static constexpr int64_t panels_at_once = 4;
 
@@ -102,6 +102,21 @@ struct avx2_vectors {
     }
     for (int i = 0; i < 8; ++i) r[i] = t[i];
   }
+  // Two quads of 2 rows, 4 lines apart: 16 bytes of each of them to a register, then the next 16.
+  LOWBIT_INLINE static void load_quads(const uint8_t* p, i32 q[2]) {
+    const i32 a = load_bytes(p), b = load_bytes(p + 4 * line_bytes);
+    q[0] = _mm256_permute2x128_si256(a, b, 0x20);
+    q[1] = _mm256_permute2x128_si256(a, b, 0x31);
+  }
+  static i32 set1_quad(const int32_t* p) {
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  // Lane 4 i + j is the sum of quad i of the j-th.
+  static i32 sum_quads(i32 a, i32 b, i32 c, i32 d) {
+    const i32 ab = _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+    const i32 cd = _mm256_add_epi32(_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
+    return _mm256_add_epi32(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd));
+  }
   static i32 low_nibbles(i32 x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
   static i32 high_nibbles(i32 x) { return low_nibbles(_mm256_srli_epi16(x, 4)); }
 
@@ -123,15 +138,34 @@ struct avx2_vectors {
   template <int Bits>
   static constexpr int code_parts = Bits < 8 ? 1 : 2;
   template <int Bits>
+  static constexpr int integer_sums = Bits == 4 ? 4 : 8;
+  template <int Bits>
   static i32 code_part(i32 codes, int part) {
     if (Bits < 8) return codes;
-    return _mm256_and_si256(part ? _mm256_srli_epi16(codes, 8) : codes, _mm256_set1_epi16(255));
+    return part ? _mm256_srli_epi16(codes, 8) : _mm256_and_si256(codes, _mm256_set1_epi16(255));
   }
   template <int Bits>
   static i32 dot_u8s8(i32 sums, i32 codes, i32 q) {
-    if (Bits < 8)
-      return _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, q), _mm256_set1_epi16(1)));
-    return _mm256_add_epi32(sums, _mm256_madd_epi16(codes, q));
+    if (Bits < 8) return add_to(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, q), _mm256_set1_epi16(1)));
+    return add_to(sums, _mm256_madd_epi16(codes, q));
+  }
+  // Those of 4 bits add up as words: 8 pairs of them are at most 16 * 15 * 128 < 2^15.
+  template <int Bits>
+  static constexpr int64_t word_products = Bits == 4 ? 8 : 0;
+  static i32 dot_words(i32 words, i32 codes, i32 q) {
+    words = _mm256_add_epi16(words, _mm256_maddubs_epi16(codes, q));
+    in_order(words);
+    return words;
+  }
+  static i32 add_words(i32 sums, i32 words) { return add_to(sums, _mm256_madd_epi16(words, _mm256_set1_epi16(1))); }
+
+ private:
+  // Compilers know that integers may be added in any order: gcc 12 makes trees of sums and spills their products.
+  static void in_order(i32& sums) { __asm__("" : "+x"(sums)); }
+  static i32 add_to(i32 sums, i32 products) {
+    sums = _mm256_add_epi32(sums, products);
+    in_order(sums);
+    return sums;
   }
 };
 

@@ -13,7 +13,7 @@ struct avx512_vectors {
   using table = __m512;
   static constexpr int lanes = 16;
   // 24 sums + 6 of x + 1 of W of 32 registers.
-  static constexpr int mr = 6, nr = 4, mr_integer = 6, nr_integer = 64;
+  static constexpr int mr = 6, nr = 4, mr_integer = 6, nr_integer = 64, integer_few = 32;
   static constexpr int direct_sums = 24;
   static constexpr int64_t panels_at_once = 4;
 
@@ -77,6 +77,26 @@ struct avx512_vectors {
   }
 
   LOWBIT_INLINE static void transpose(i32 rows[16]) { transpose_16x16(rows); }
+  // Two quads of 4 rows, 4 lines apart: 16 bytes of each of them to a register, then the next 16.
+  LOWBIT_INLINE static void load_quads(const uint8_t* p, i32 q[2]) {
+    const auto rows = [&](int row) {
+      const __m256i* from = reinterpret_cast<const __m256i*>(p + row * line_bytes);
+      return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256(from)),
+                                _mm256_loadu_si256(from + 4 * line_bytes / 32), 1);
+    };
+    const i32 a = rows(0), b = rows(8);
+    q[0] = _mm512_shuffle_i32x4(a, b, 0x88);
+    q[1] = _mm512_shuffle_i32x4(a, b, 0xdd);
+  }
+  static i32 set1_quad(const int32_t* p) {
+    return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  // Lane 4 i + j is the sum of quad i of the j-th.
+  static i32 sum_quads(i32 a, i32 b, i32 c, i32 d) {
+    const i32 ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    const i32 cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+    return _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+  }
   static i32 low_nibbles(i32 x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
   static i32 high_nibbles(i32 x) { return low_nibbles(_mm512_srli_epi16(x, 4)); }
 
@@ -91,6 +111,10 @@ struct avx512_vectors {
 
   template <int Bits>
   static constexpr int code_parts = 1;
+  template <int Bits>
+  static constexpr int integer_sums = 16;
+  template <int Bits>
+  static constexpr int64_t word_products = 0;
   template <int Bits>
   static i32 code_part(i32 codes, int) {
     return codes;

@@ -8,8 +8,13 @@ namespace lowbit::cpu {
 namespace {
 
 struct avx_vnni_vectors : avx2_vectors {
+  static constexpr int integer_few = 16;  // a product costs half of AVX2's, transposing lines the same
   template <int Bits>
   static constexpr int code_parts = 1;
+  template <int Bits>
+  static constexpr int integer_sums = 8;
+  template <int Bits>
+  static constexpr int64_t word_products = 0;
   template <int Bits>
   static i32 code_part(i32 codes, int) {
     return codes;
