@@ -150,6 +150,30 @@ TEST(products_of_slabs_have_the_contracts_bits) {
   });
 }
 
+// Few rows of x and many are multiplied in two ways, in tiles of several sizes, in runs of columns and in pieces of
+// these that segments cut.
+TEST(any_number_of_rows_meets_any_groups) {
+  for_each_runnable_kernel(LOWBIT_INTEGER, [](const lowbit::kernel_row& row) {
+    random_source random(38);
+    int turn = 0;
+    for (const char* format : {"int4", "int8", "int3"}) {
+      for (const int64_t group_k : {16, 32, 48, 80, 96, 128, 192, 320, 640, 1100}) {
+        for (const int64_t m : {1, 2, 3, 4, 5, 6, 8, 15, 16, 17, 31, 32, 33, 34}) {
+          if (!takes(row, format) || (sanitized && ++turn % 5)) continue;
+          const int64_t k = 1094 + random.below(7);
+          const canonical_weight w =
+              random_weight({format, 17, k, 1, group_k, LOWBIT_F32, random.below(2) != 0}, random);
+          multiplication c(w, m, any_dtype(row, random), random);
+          choose_activation(c, random);
+          CHECK_EQ(c.run(row), LOWBIT_OK);
+          check_bits(row, w, c);
+          c.check_gaps(row);
+        }
+      }
+    }
+  });
+}
+
 TEST(one_hot_activations_give_decoded_weights) {
   for_each_runnable_kernel(LOWBIT_INTEGER, [](const lowbit::kernel_row& row) {
     random_source random(32);
@@ -192,7 +216,8 @@ TEST(extremes_do_not_overflow) {
       for (int kind = 0; kind < 16; ++kind) {
         for (const int64_t group_k : {int64_t{64}, int64_t{100000}}) {
           // two whole segments and a bit, where the group is long
-          const int64_t k = group_k == 64 ? 320 : sanitized ? 33000 : 65600, n = 5, m = kind % 3 + 1;
+          const int64_t k = group_k == 64 ? 320 : sanitized ? 33000 : 65600, n = 5;
+          const int64_t m = kind % 3 == 2 ? 33 : kind % 3 + 1;
           canonical_weight w = random_weight({format, n, k, 1, group_k, LOWBIT_F32, true}, random);
           std::fill(w.zero_points.begin(), w.zero_points.end(),
                     static_cast<int8_t>(kind & 1 ? f.integer_low() : f.integer_high()));
