@@ -15,7 +15,6 @@ template <class V, recipe Recipe, int Unit, offset Offset, int64_t Depth>
 class f32_decoder {
  public:
   static constexpr int64_t block_k = Recipe == recipe::lut16 ? 128 : 64;
-  static constexpr bool scales_sums = false;
 
   explicit f32_decoder(const packed_view& weights) : w(weights) {
     // Those of tables of 4 again and again: lookups see the next code's bits, too.

@@ -2,21 +2,26 @@
 // K.
 //
 //   x       rows of elements in the order that packed codes decode to, zeros for padding
-//   m <= A::direct_rows     W is decoded to registers and multiplied there
+//   W       panels, decoded and multiplied by A::panels
+//
+// In fp32:
+//
+//   m <= direct_rows        W is decoded to registers and multiplied there
 //   more    block: A::panels_at_once panels x A::depth columns, decoded to elements, in L1 or L2
 //           tile: up to A::mr rows of x by A::nr rows of W, one vector of partial sums for each pair
 //
 // Sums of one depth are added up lane by lane, the lanes by A::add_sum4, the depths in ascending order: the same for
 // every m, so row i of y does not depend on the rows beside it.
-//
-// Decoders with `scales_sums` leave the scale to the sums. Those of a depth then come in runs of columns that share
-// one: A::add_scaled4 adds a run's lanes to four of its own, times the scales, and A::add_lanes4 those at the end.
 #pragma once
 
 #include "cpu/generic/decode_f32.h"
 
 namespace lowbit::cpu {
 namespace {
+
+// Panels [begin, end) of y; false: no memory.
+template <class A, class Decoder>
+bool direct_or_blocked(const gemm_problem& p, const typename A::element* x, int64_t begin, int64_t end);
 
 // fp32 on vectors V: x and W exact or rounded once, products and sums by fused multiply-add.
 template <class V>
@@ -28,6 +33,15 @@ struct f32_arithmetic {
   static constexpr int64_t depth = 512;   // columns summed lane by lane: 16 rows of them are 32 KB
   static constexpr int mr = V::mr, nr = V::nr, direct_sums = V::direct_sums;
   static constexpr int64_t panels_at_once = V::panels_at_once;
+  // Rows of x are computed as 1, 2, 4 or 6, as far as their sums and four rows of W fit the registers.
+  static constexpr int direct_rows = direct_sums >= 24 ? 6 : direct_sums >= 16 ? 4 : 2;
+
+  static int64_t x_rows(int64_t m) { return m < direct_rows ? direct_rows : m; }            // as many as are computed
+  static int64_t x_size(const packed_shape& s, int64_t rows) { return rows * s.k_packed; }  // in elements
+  template <class Decoder>
+  static bool panels(const gemm_problem& p, const element* x, int64_t begin, int64_t end) {
+    return direct_or_blocked<f32_arithmetic, Decoder>(p, x, begin, end);
+  }
 
   static constexpr bool decodes(recipe) { return true; }
   static constexpr bool has_unit_128(recipe r) { return r == recipe::lut16; }  // one table for a line of 128 codes
@@ -40,9 +54,14 @@ struct f32_arithmetic {
   static sum dot(sum s, vector w, vector x) { return V::fma(x, w, s); }
   static void add_sum4(float* out, sum a, sum b, sum c, sum d) { V::add_sum4(out, a, b, c, d); }
 
-  // One row of x, as elements in the order of decoded codes.
-  static void put_row(const gemm_problem& p, int64_t m, element* out) {
+  // One row of x, as elements in the order of decoded codes; zeros past the last.
+  static void put_row(const gemm_problem& p, int64_t m, element* all) {
     const packed_shape& s = p.w.shape;
+    element* out = all + m * s.k_packed;
+    if (m >= p.m) {
+      std::memset(out, 0, static_cast<size_t>(s.k_packed) * sizeof(element));
+      return;
+    }
     for (int64_t c = 0; c < s.chunks(); ++c, out += chunk) {
       float natural[chunk];
       if (p.x_dtype == LOWBIT_F32) {
@@ -63,89 +82,47 @@ struct f32_arithmetic {
   }
 };
 
-// ---- runs ----
-
-constexpr int64_t run_unit = 128;  // columns: a run begins at a multiple
-
-// The runs of one depth: where each ends, in columns from its first. One, unless the decoder scales sums.
-template <class A>
-struct depth_runs {
-  int64_t count = 0, end[A::depth / run_unit];
-
-  template <class Decoder>
-  static depth_runs of(const packed_shape& s, int64_t column, int64_t columns, Decoder*) {
-    depth_runs runs;
-    for (int64_t at = 0; at < columns; ++runs.count) {
-      const int64_t group = s.group_of_column(column + at), next = (group + 1) * s.span - column;
-      at = Decoder::scales_sums && group + 1 < s.groups && next < columns ? next : columns;
-      runs.end[runs.count] = at;
-    }
-    return runs;
-  }
-  int64_t begin(int64_t run) const { return run ? end[run - 1] : 0; }
-};
-
 // ---- decoded in registers ----
 
 // sums[i][0 .. 16) += x row i . W rows of the decoder's panel over a depth.
 template <class A, int M, class Decoder>
-inline void multiply_direct(const Decoder& w, const typename A::element* x, int64_t x_stride, const depth_runs<A>& runs,
+inline void multiply_direct(const Decoder& w, const typename A::element* x, int64_t x_stride, int64_t columns,
                             float* sums) {
   constexpr int rows = A::direct_sums / M >= 16 ? 16 : A::direct_sums / M >= 8 ? 8 : 4;
   for (int first = 0; first < panel_rows; first += rows) {
-    typename A::sum partial[M][rows], scaled[M][rows / 4];
-    if constexpr (Decoder::scales_sums)
+    typename A::sum partial[M][rows];
 #pragma GCC unroll 16
-      for (int i = 0; i < M; ++i)
-#pragma GCC unroll 4
-        for (int r = 0; r < rows / 4; ++r) scaled[i][r] = A::zero();
-    for (int64_t run = 0, b = 0; run < runs.count; ++run) {
+    for (int i = 0; i < M; ++i)
 #pragma GCC unroll 16
-      for (int i = 0; i < M; ++i)
+      for (int r = 0; r < rows; ++r) partial[i][r] = A::zero();
+    for (int64_t b = 0; b < columns / Decoder::block_k; ++b) {
+      const typename A::element* block = x + b * Decoder::block_k;
 #pragma GCC unroll 16
-        for (int r = 0; r < rows; ++r) partial[i][r] = A::zero();
-      for (const int64_t end = runs.end[run] / Decoder::block_k; b < end; ++b) {
-        const typename A::element* columns = x + b * Decoder::block_k;
+      for (int r = 0; r < rows; ++r)
+        w.row(b, first + r, [&](int v, typename A::vector weights) __attribute__((always_inline)) {
 #pragma GCC unroll 16
-        for (int r = 0; r < rows; ++r)
-          w.row(b, first + r, [&](int v, typename A::vector weights) __attribute__((always_inline)) {
-#pragma GCC unroll 16
-            for (int i = 0; i < M; ++i)
-              partial[i][r] = A::dot(partial[i][r], weights, A::load(columns + i * x_stride + v * A::width));
-          });
-      }
-#pragma GCC unroll 16
-      for (int i = 0; i < M; ++i)
-#pragma GCC unroll 16
-        for (int r = 0; r < rows; r += 4) {
-          const auto& p = partial[i];
-          if constexpr (Decoder::scales_sums)
-            A::add_scaled4(scaled[i][r / 4], w.scales_at(runs.begin(run)) + first + r, p[r], p[r + 1], p[r + 2],
-                           p[r + 3]);
-          else
-            A::add_sum4(sums + i * panel_rows + first + r, p[r], p[r + 1], p[r + 2], p[r + 3]);
-        }
+          for (int i = 0; i < M; ++i)
+            partial[i][r] = A::dot(partial[i][r], weights, A::load(block + i * x_stride + v * A::width));
+        });
     }
-    if constexpr (Decoder::scales_sums)
-      for (int i = 0; i < M; ++i)
-        for (int r = 0; r < rows / 4; ++r) A::add_lanes4(sums + i * panel_rows + first + 4 * r, scaled[i][r]);
+#pragma GCC unroll 16
+    for (int i = 0; i < M; ++i)
+#pragma GCC unroll 16
+      for (int r = 0; r < rows; r += 4) {
+        const auto& p = partial[i];
+        A::add_sum4(sums + i * panel_rows + first + r, p[r], p[r + 1], p[r + 2], p[r + 3]);
+      }
   }
 }
 
-// Rows of x are computed as 1, 2, 4 or 6, as far as their sums and four rows of W fit the registers.
-template <class A>
-constexpr int direct_rows = A::direct_sums >= 24   ? 6
-                            : A::direct_sums >= 16 ? 4
-                                                   : 2;
-
 template <class A, class Decoder>
-inline void multiply_few(int64_t m, const Decoder& w, const typename A::element* x, int64_t x_stride,
-                         const depth_runs<A>& runs, float* sums) {
-  if (m == 1) return multiply_direct<A, 1>(w, x, x_stride, runs, sums);
-  if (m == 2) return multiply_direct<A, 2>(w, x, x_stride, runs, sums);
-  if constexpr (direct_rows<A> >= 4)
-    if (m <= 4) return multiply_direct<A, 4>(w, x, x_stride, runs, sums);
-  if constexpr (direct_rows<A> >= 6) multiply_direct<A, 6>(w, x, x_stride, runs, sums);
+inline void multiply_few(int64_t m, const Decoder& w, const typename A::element* x, int64_t x_stride, int64_t columns,
+                         float* sums) {
+  if (m == 1) return multiply_direct<A, 1>(w, x, x_stride, columns, sums);
+  if (m == 2) return multiply_direct<A, 2>(w, x, x_stride, columns, sums);
+  if constexpr (A::direct_rows >= 4)
+    if (m <= 4) return multiply_direct<A, 4>(w, x, x_stride, columns, sums);
+  if constexpr (A::direct_rows >= 6) multiply_direct<A, 6>(w, x, x_stride, columns, sums);
 }
 
 // ---- decoded to memory ----
@@ -154,20 +131,16 @@ inline void multiply_few(int64_t m, const Decoder& w, const typename A::element*
 template <class A>
 constexpr int64_t row_pitch = A::depth + 64 / static_cast<int64_t>(sizeof(typename A::element));
 
-// Decoded rows of W, one depth of each, and, where sums are scaled, the scales of each run.
+// Decoded rows of W, one depth of each.
 template <class A>
 struct decoded_block {
-  static constexpr int64_t max_rows = A::panels_at_once * panel_rows;
-
   typename A::element* elements;  // [rows][row_pitch]
   int64_t rows;
-  depth_runs<A> runs;
-  alignas(64) float scales[A::depth / run_unit][max_rows];
 };
 
 // The decoder's panel to 16 rows of the block, `first` and up.
 template <class A, class Decoder>
-inline void decode_panel(const Decoder& w, int64_t first, int64_t columns, decoded_block<A>& block) {
+inline void decode_panel(const Decoder& w, int64_t first, int64_t columns, const decoded_block<A>& block) {
   for (int64_t b = 0; b < columns / Decoder::block_k; ++b)
     for (int r = 0; r < panel_rows; ++r) {
       typename A::element* row = block.elements + (first + r) * row_pitch<A> + b * Decoder::block_k;
@@ -175,77 +148,61 @@ inline void decode_panel(const Decoder& w, int64_t first, int64_t columns, decod
         A::store(row + v * A::width, weights);
       });
     }
-  if constexpr (Decoder::scales_sums)
-    for (int64_t run = 0; run < block.runs.count; ++run)
-      std::memcpy(block.scales[run] + first, w.scales_at(block.runs.begin(run)), panel_rows * sizeof(float));
 }
 
 // sums[i][j] += x row i . W row j, for MR rows of x and A::nr of the block from `first` on.
-template <class A, int MR, bool ScalesSums>
+template <class A, int MR>
 inline void multiply_tile(const typename A::element* x, int64_t x_stride, const decoded_block<A>& block, int64_t first,
-                          float* sums, int64_t sums_stride) {
+                          int64_t columns, float* sums, int64_t sums_stride) {
   constexpr int NR = A::nr;
   const typename A::element* rows = block.elements + first * row_pitch<A>;
-  typename A::sum partial[MR][NR], scaled[MR][NR / 4];
-  for (int i = 0; ScalesSums && i < MR; ++i)
-    for (int j = 0; j < NR / 4; ++j) scaled[i][j] = A::zero();
-  for (int64_t run = 0, k = 0; run < block.runs.count; ++run) {
-    for (int i = 0; i < MR; ++i)
-      for (int j = 0; j < NR; ++j) partial[i][j] = A::zero();
-    for (const int64_t end = block.runs.end[run]; k < end; k += A::width) {
-      typename A::vector a[MR];
-      for (int i = 0; i < MR; ++i) a[i] = A::load(x + i * x_stride + k);
-      for (int j = 0; j < NR; ++j) {
-        const typename A::vector b = A::load(rows + j * row_pitch<A> + k);
-        for (int i = 0; i < MR; ++i) partial[i][j] = A::dot(partial[i][j], b, a[i]);
-      }
+  typename A::sum partial[MR][NR];
+  for (int i = 0; i < MR; ++i)
+    for (int j = 0; j < NR; ++j) partial[i][j] = A::zero();
+  for (int64_t k = 0; k < columns; k += A::width) {
+    typename A::vector a[MR];
+    for (int i = 0; i < MR; ++i) a[i] = A::load(x + i * x_stride + k);
+    for (int j = 0; j < NR; ++j) {
+      const typename A::vector b = A::load(rows + j * row_pitch<A> + k);
+      for (int i = 0; i < MR; ++i) partial[i][j] = A::dot(partial[i][j], b, a[i]);
     }
-    for (int i = 0; i < MR; ++i)
-      for (int j = 0; j < NR; j += 4) {
-        const auto& p = partial[i];
-        if constexpr (ScalesSums)
-          A::add_scaled4(scaled[i][j / 4], block.scales[run] + first + j, p[j], p[j + 1], p[j + 2], p[j + 3]);
-        else
-          A::add_sum4(sums + i * sums_stride + j, p[j], p[j + 1], p[j + 2], p[j + 3]);
-      }
   }
-  if constexpr (ScalesSums)
-    for (int i = 0; i < MR; ++i)
-      for (int j = 0; j < NR / 4; ++j) A::add_lanes4(sums + i * sums_stride + 4 * j, scaled[i][j]);
+  for (int i = 0; i < MR; ++i)
+    for (int j = 0; j < NR; j += 4) {
+      const auto& p = partial[i];
+      A::add_sum4(sums + i * sums_stride + j, p[j], p[j + 1], p[j + 2], p[j + 3]);
+    }
 }
 
 // All rows of a block by MR rows of x.
-template <class A, int MR, bool ScalesSums>
+template <class A, int MR>
 inline void multiply_rows(int64_t m, const typename A::element* x, int64_t x_stride, const decoded_block<A>& block,
-                          float* sums, int64_t sums_stride) {
+                          int64_t columns, float* sums, int64_t sums_stride) {
   if constexpr (MR > 1)
-    if (m < MR) return multiply_rows<A, MR - 1, ScalesSums>(m, x, x_stride, block, sums, sums_stride);
+    if (m < MR) return multiply_rows<A, MR - 1>(m, x, x_stride, block, columns, sums, sums_stride);
   for (int64_t n = 0; n < block.rows; n += A::nr)
-    multiply_tile<A, MR, ScalesSums>(x, x_stride, block, n, sums + n, sums_stride);
+    multiply_tile<A, MR>(x, x_stride, block, n, columns, sums + n, sums_stride);
 }
 
 // Rows of x are shared out evenly: 8 are 4 + 4, not 6 + 2.
-template <class A, bool ScalesSums>
+template <class A>
 inline void multiply_block(int64_t m, const typename A::element* x, int64_t x_stride, const decoded_block<A>& block,
-                           float* sums, int64_t sums_stride) {
+                           int64_t columns, float* sums, int64_t sums_stride) {
   const int64_t tiles = ceil_div(m, A::mr);
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t first = m * t / tiles, count = m * (t + 1) / tiles - first;
-    multiply_rows<A, A::mr, ScalesSums>(count, x + first * x_stride, x_stride, block, sums + first * sums_stride,
-                                        sums_stride);
+    multiply_rows<A, A::mr>(count, x + first * x_stride, x_stride, block, columns, sums + first * sums_stride,
+                            sums_stride);
   }
 }
 
-// ---- the whole ----
-
-// Panels [begin, end) of y; false: no memory.
 template <class A, class Decoder>
-bool weight_only_panels(const gemm_problem& p, const typename A::element* x, int64_t begin, int64_t end) {
+bool direct_or_blocked(const gemm_problem& p, const typename A::element* x, int64_t begin, int64_t end) {
   const packed_shape& s = p.w.shape;
-  const bool few = p.m <= direct_rows<A>;
+  const bool few = p.m <= A::direct_rows;
   // More panels share a pass over x when there is much of it.
   const int64_t together = p.m >= 4 * A::mr ? A::panels_at_once : 1, width = together * panel_rows;
-  const int64_t m = few ? direct_rows<A> : p.m;
+  const int64_t m = few ? A::direct_rows : p.m;
   decoded_block<A> block;
   block.elements = static_cast<typename A::element*>(
       scratch(scratch_slot::panel, few ? 0 : static_cast<size_t>(width * row_pitch<A>) * sizeof(typename A::element)));
@@ -258,15 +215,14 @@ bool weight_only_panels(const gemm_problem& p, const typename A::element* x, int
     block.rows = panels * panel_rows;
     for (int64_t column = 0; column < s.k_packed; column += A::depth) {
       const int64_t columns = s.k_packed - column < A::depth ? s.k_packed - column : A::depth;
-      block.runs = depth_runs<A>::of(s, column, columns, &decoder);
       for (int64_t i = 0; i < panels; ++i) {
         decoder.begin(panel + i, column, columns);
         if (few)
-          multiply_few<A>(p.m, decoder, x + column, s.k_packed, block.runs, sums);
+          multiply_few<A>(p.m, decoder, x + column, s.k_packed, columns, sums);
         else
           decode_panel<A>(decoder, i * panel_rows, columns, block);
       }
-      if (!few) multiply_block<A, Decoder::scales_sums>(p.m, x + column, s.k_packed, block, sums, width);
+      if (!few) multiply_block<A>(p.m, x + column, s.k_packed, block, columns, sums, width);
     }
     for (int64_t i = 0; i < panels; ++i)
       for (int64_t row = 0; row < p.m; ++row)
@@ -275,13 +231,15 @@ bool weight_only_panels(const gemm_problem& p, const typename A::element* x, int
   return true;
 }
 
+// ---- the whole ----
+
 // All panels, decoded in one of the ways of with_decoding; those that A's rows do not state are not compiled.
 template <class A, recipe Recipe, int Unit, offset Offset>
 bool weight_only_as(const gemm_problem& p, const typename A::element* x) {
   bool out_of_memory = false;
   if constexpr (A::decodes(Recipe))
     parallel_for(p.parallel, p.w.shape.panels, [&](int64_t begin, int64_t end) {
-      if (!weight_only_panels<A, typename A::template decoder<Recipe, Unit, Offset>>(p, x, begin, end))
+      if (!A::template panels<typename A::template decoder<Recipe, Unit, Offset>>(p, x, begin, end))
         __atomic_store_n(&out_of_memory, true, __ATOMIC_RELAXED);
     });
   return !out_of_memory;
@@ -291,15 +249,12 @@ template <class A>
 lowbit_status weight_only(const gemm_problem& p) {
   using element = typename A::element;
   const packed_shape& s = p.w.shape;
-  const int64_t rows = p.m < direct_rows<A> ? direct_rows<A> : p.m;  // at least as many as are computed
-  element* x = static_cast<element*>(
-      scratch(scratch_slot::activations, static_cast<size_t>(rows * s.k_packed) * sizeof(element)));
-  if (!x)
-    return fail(LOWBIT_OUT_OF_MEMORY, "no memory for %lld activations", static_cast<long long>(rows * s.k_packed));
-  parallel_for(p.m < 8 ? nullptr : p.parallel, p.m, [&](int64_t begin, int64_t end) {
-    for (int64_t m = begin; m < end; ++m) A::put_row(p, m, x + m * s.k_packed);
+  const int64_t rows = A::x_rows(p.m), size = A::x_size(s, rows);
+  auto* x = static_cast<element*>(scratch(scratch_slot::activations, static_cast<size_t>(size) * sizeof(element)));
+  if (!x) return fail(LOWBIT_OUT_OF_MEMORY, "no memory for %lld activations", static_cast<long long>(size));
+  parallel_for(p.m < 8 ? nullptr : p.parallel, rows, [&](int64_t begin, int64_t end) {
+    for (int64_t m = begin; m < end; ++m) A::put_row(p, m, x);
   });
-  std::memset(x + p.m * s.k_packed, 0, static_cast<size_t>((rows - p.m) * s.k_packed) * sizeof(element));
 
   bool done = false;
   with_decoding<A>(p.w, [&](auto decode, auto unit, auto of) {
