@@ -30,7 +30,12 @@ struct f32_arithmetic {
   static constexpr int64_t panels_at_once = V::panels_at_once;
 
   static constexpr bool decodes(recipe) { return true; }
-  static constexpr bool has_unit_128(recipe r) { return r == recipe::lut16; }  // one table for a line of 128 codes
+  // Where a row has one scale, its sums get it. Groups do not leave it to them: a run of 128 columns ends too often for
+  // a tile of 3 x 4 sums (a sixth more time), and in registers a scale is one multiplication for 8 columns.
+  static constexpr bool has_unit_128(recipe r) {
+    return r == recipe::lut16 || r == recipe::linear || r == recipe::minifloat;
+  }
+  static constexpr bool scales_groups = false, scales_lanes = true;
   template <recipe Recipe, int Unit, offset Offset>
   using decoder = f32_decoder<V, Recipe, Unit, Offset, depth>;
 
@@ -38,27 +43,40 @@ struct f32_arithmetic {
   static vector load(const element* p) { return V::load(p); }
   static void store(element* p, vector v) { V::store(p, v); }
   static sum dot(sum s, vector w, vector x) { return V::fma(x, w, s); }
-  static void add_sum4(float* out, sum a, sum b, sum c, sum d) { V::add_sum4(out, a, b, c, d); }
+  LOWBIT_INLINE static sum dot_at(sum s, vector w, const element* x) { return V::fma_at(w, x, s); }
+  static sum scaled(sum s, float scale) { return V::mul(s, V::set1(scale)); }
+  static void add_sum4(float* out, sum a, sum b, sum c, sum d) { V::add_lanes4(out, V::sum4(a, b, c, d)); }
+  static void add_sum4(float* out, int64_t stride, sum a, sum b, sum c, sum d) {
+    V::add_lanes4(out, stride, V::sum4(a, b, c, d));
+  }
 
   // One row of x, as elements in the order of decoded codes.
   static void put_row(const gemm_problem& p, int64_t m, element* out) {
     const packed_shape& s = p.w.shape;
-    for (int64_t c = 0; c < s.chunks(); ++c, out += chunk) {
-      float natural[chunk];
-      if (p.x_dtype == LOWBIT_F32) {
-        float padded[chunk];
-        const float* x = chunk_of_row(s, static_cast<const float*>(p.x) + m * p.x_stride, c, padded);
-        std::memcpy(natural, x, sizeof natural);
-      } else {
-        uint16_t padded[chunk];
-        const uint16_t* x = chunk_of_row(s, static_cast<const uint16_t*>(p.x) + m * p.x_stride, c, padded);
-        if (p.x_dtype == LOWBIT_BF16)
-          for (int i = 0; i < chunk; ++i) natural[i] = bf16_to_f32(x[i]);
-        else
-          for (int i = 0; i < chunk; i += V::lanes) V::store(natural + i, V::load_f16(x + i));
-      }
-      for (int byte = 0; byte < 4; ++byte)
-        for (int dword = 0; dword < 16; ++dword) out[16 * byte + dword] = natural[4 * dword + byte];
+    const int64_t columns = s.bits == 4 ? 2 * chunk : chunk;
+    uint8_t order[2 * chunk];
+    order_of_columns<V>(p.w, columns, order);
+    for (int64_t block = 0; block < s.k_packed; block += columns, out += columns) {
+      float natural[2 * chunk];
+      for (int64_t c = 0; c < columns; c += chunk) put_chunk(p, m, (block + c) / chunk, natural + c);
+      for (int64_t i = 0; i < columns; ++i) out[i] = natural[order[i]];
+    }
+  }
+
+ private:
+  static void put_chunk(const gemm_problem& p, int64_t m, int64_t c, float* out) {
+    const packed_shape& s = p.w.shape;
+    if (p.x_dtype == LOWBIT_F32) {
+      float padded[chunk];
+      const float* x = chunk_of_row(s, static_cast<const float*>(p.x) + m * p.x_stride, c, padded);
+      std::memcpy(out, x, sizeof padded);
+    } else {
+      uint16_t padded[chunk];
+      const uint16_t* x = chunk_of_row(s, static_cast<const uint16_t*>(p.x) + m * p.x_stride, c, padded);
+      if (p.x_dtype == LOWBIT_BF16)
+        for (int i = 0; i < chunk; ++i) out[i] = bf16_to_f32(x[i]);
+      else
+        for (int i = 0; i < chunk; i += V::lanes) V::store(out + i, V::load_f16(x + i));
     }
   }
 };
@@ -132,20 +150,81 @@ inline void multiply_direct(const Decoder& w, const typename A::element* x, int6
   }
 }
 
-// Rows of x are computed as 1, 2, 4 or 6, as far as their sums and four rows of W fit the registers.
+template <class T>
+LOWBIT_INLINE void opaque(T*& pointer) {
+  __asm__("" : "+r"(pointer));
+}
+
+// The same for decoders that offer the steps of a line, `blocks` of them: one step after the other for all rows, so
+// that as many chains of sums are under way as there are rows. Where four rows of W are too many, those of four rows of
+// x are added up together.
+template <class A, int M, form Form, class Decoder>
+inline void multiply_steps(const Decoder& w, const typename A::element* x, int64_t x_stride, int64_t blocks,
+                           float* sums) {
+  constexpr int fit = A::direct_sums / M, rows = fit >= 16 ? 16 : fit >= 8 ? 8 : fit >= 4 ? 4 : 2;
+  for (int first = 0; first < panel_rows; first += rows) {
+    const typename A::element* rows_of_x[M];
+    typename A::sum partial[M][rows];
+#pragma GCC unroll 16
+    for (int i = 0; i < M; ++i) {
+      rows_of_x[i] = x + i * x_stride;
+      opaque(rows_of_x[i]);  // one register for each, else GCC takes one for each distance from the first
+#pragma GCC unroll 16
+      for (int r = 0; r < rows; ++r) partial[i][r] = A::zero();
+    }
+    for (int64_t b = 0; b < blocks; ++b) {
+#pragma GCC unroll 4
+      for (int s = 0; s < Decoder::steps; ++s)
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; ++r)
+          w.template step<Form>(b, first + r, s, [&](int v, typename A::vector weights) __attribute__((always_inline)) {
+#pragma GCC unroll 16
+            for (int i = 0; i < M; ++i)
+              partial[i][r] = A::dot_at(partial[i][r], weights, rows_of_x[i] + (s * Decoder::vectors + v) * A::width);
+          });
+#pragma GCC unroll 16
+      for (int i = 0; i < M; ++i) rows_of_x[i] += Decoder::block_k;
+    }
+    if constexpr (Decoder::scales_sums)
+#pragma GCC unroll 16
+      for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 16
+        for (int i = 0; i < M; ++i) partial[i][r] = A::scaled(partial[i][r], w.scales_at(0)[first + r]);
+    const auto& p = partial;
+    if constexpr (rows >= 4) {
+#pragma GCC unroll 16
+      for (int i = 0; i < M; ++i)
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; r += 4)
+          A::add_sum4(sums + i * panel_rows + first + r, p[i][r], p[i][r + 1], p[i][r + 2], p[i][r + 3]);
+    } else {
+#pragma GCC unroll 16
+      for (int r = 0; r < rows; ++r) A::add_sum4(sums + first + r, panel_rows, p[0][r], p[1][r], p[2][r], p[3][r]);
+    }
+  }
+}
+
+// Rows of x are computed as 1, 2, 4 or 6, as far as their sums and those of four rows fit the registers.
 template <class A>
-constexpr int direct_rows = A::direct_sums >= 24   ? 6
-                            : A::direct_sums >= 16 ? 4
-                                                   : 2;
+constexpr int direct_rows = A::direct_sums >= 24 ? 6 : 4;
 
 template <class A, class Decoder>
 inline void multiply_few(int64_t m, const Decoder& w, const typename A::element* x, int64_t x_stride,
                          const depth_runs<A>& runs, float* sums) {
-  if (m == 1) return multiply_direct<A, 1>(w, x, x_stride, runs, sums);
-  if (m == 2) return multiply_direct<A, 2>(w, x, x_stride, runs, sums);
-  if constexpr (direct_rows<A> >= 4)
+  if constexpr (requires { Decoder::steps; }) {
+    const int64_t blocks = runs.end[0] / Decoder::block_k;
+    w.with_form([&](auto as) {
+      if (m == 1) return multiply_steps<A, 1, as.value>(w, x, x_stride, blocks, sums);
+      if (m == 2) return multiply_steps<A, 2, as.value>(w, x, x_stride, blocks, sums);
+      if (m <= 4) return multiply_steps<A, 4, as.value>(w, x, x_stride, blocks, sums);
+      if constexpr (direct_rows<A> >= 6) multiply_steps<A, 6, as.value>(w, x, x_stride, blocks, sums);
+    });
+  } else {
+    if (m == 1) return multiply_direct<A, 1>(w, x, x_stride, runs, sums);
+    if (m == 2) return multiply_direct<A, 2>(w, x, x_stride, runs, sums);
     if (m <= 4) return multiply_direct<A, 4>(w, x, x_stride, runs, sums);
-  if constexpr (direct_rows<A> >= 6) multiply_direct<A, 6>(w, x, x_stride, runs, sums);
+    multiply_direct<A, 6>(w, x, x_stride, runs, sums);
+  }
 }
 
 // ---- decoded to memory ----
@@ -182,12 +261,14 @@ inline void decode_panel(const Decoder& w, int64_t first, int64_t columns, decod
 
 // sums[i][j] += x row i . W row j, for MR rows of x and A::nr of the block from `first` on.
 template <class A, int MR, bool ScalesSums>
-inline void multiply_tile(const typename A::element* x, int64_t x_stride, const decoded_block<A>& block, int64_t first,
-                          float* sums, int64_t sums_stride) {
+[[gnu::noinline]] void multiply_tile(  // inlined, GCC leaves sums in memory
+    const typename A::element* x, int64_t x_stride, const decoded_block<A>& block, int64_t first, float* sums,
+    int64_t sums_stride) {
   constexpr int NR = A::nr;
   const typename A::element* rows = block.elements + first * row_pitch<A>;
+  constexpr bool scales_lanes = ScalesSums && A::scales_lanes;
   typename A::sum partial[MR][NR], scaled[MR][NR / 4];
-  for (int i = 0; ScalesSums && i < MR; ++i)
+  for (int i = 0; ScalesSums && !scales_lanes && i < MR; ++i)
     for (int j = 0; j < NR / 4; ++j) scaled[i][j] = A::zero();
   for (int64_t run = 0, k = 0; run < block.runs.count; ++run) {
     for (int i = 0; i < MR; ++i)
@@ -202,14 +283,16 @@ inline void multiply_tile(const typename A::element* x, int64_t x_stride, const 
     }
     for (int i = 0; i < MR; ++i)
       for (int j = 0; j < NR; j += 4) {
-        const auto& p = partial[i];
-        if constexpr (ScalesSums)
+        auto& p = partial[i];
+        if constexpr (scales_lanes)
+          for (int of = j; of < j + 4; ++of) p[of] = A::scaled(p[of], block.scales[run][first + of]);
+        if constexpr (ScalesSums && !scales_lanes)
           A::add_scaled4(scaled[i][j / 4], block.scales[run] + first + j, p[j], p[j + 1], p[j + 2], p[j + 3]);
         else
           A::add_sum4(sums + i * sums_stride + j, p[j], p[j + 1], p[j + 2], p[j + 3]);
       }
   }
-  if constexpr (ScalesSums)
+  if constexpr (ScalesSums && !scales_lanes)
     for (int i = 0; i < MR; ++i)
       for (int j = 0; j < NR / 4; ++j) A::add_lanes4(sums + i * sums_stride + 4 * j, scaled[i][j]);
 }
