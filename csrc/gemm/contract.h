@@ -2,11 +2,13 @@
 //
 //   weight_only   y[m][n] = to_y( fma(sum_k x[m][k] * W[n][k], global, bias[n]) )
 //                 W[n][k] = (value - zero_point) * scale + min in fp32, rounded once; `bf16` kernels round x once
-//                 more, to bf16, and W, unless they scale the sums of a group. Sums are fp32, in one order of K for
+//                 more, to bf16, and W. Or kernels scale sums over value - zero_point, which is exact: `f32` ones of
+//                 x86 where a row of W has one scale, `bf16` ones in groups, too. Sums are fp32, in one order of K for
 //                 every m.
 //                 |y - exact| <= (K + 2) eps32 sum|x W|, plus the rounding to y; `bf16` kernels add 2^-8 sum|x W| for
-//                 the rounding of W, as much again for that of float16 x, and take denormal bf16 for zero. Where they
-//                 scale the sums, sum_k |x (value - zero_point)| must be finite, too.
+//                 the rounding of W, as much again for that of float16 x, and take denormal bf16 for zero. Where sums
+//                 are scaled, sum_k |x (value - zero_point)| must be finite, too, and terms of it that are denormal
+//                 lose what fp32 does.
 //   integer       q[m][k] = x quantized to int8 (gemm/activation.h), exact int32 within a segment of K:
 //                 s[m][n][g] = sum_{k in g} (q[m][k] - x_zero[m]) * (code[n][k] - zero_point[n][g])
 //                 y[m][n] = to_y( fma(sum_g fma(float(s), scale[n][g], .), x_scale[m], bias[n]) ), g ascending.

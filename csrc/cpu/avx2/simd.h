@@ -11,9 +11,6 @@ namespace {
 struct avx2_vectors {
   using f32 = __m256;
   using i32 = __m256i;
-  struct table {
-    __m256 low, high;  // entries 0-7, 8-15
-  };
   static constexpr int lanes = 8;
   // 12 sums + 3 of x + 1 of W are the 16 registers.
   static constexpr int mr = 3, nr = 4, mr_integer = 6, nr_integer = 16, integer_few = 4;
@@ -37,12 +34,28 @@ struct avx2_vectors {
   static f32 mul(f32 a, f32 b) { return _mm256_mul_ps(a, b); }
   static f32 sub(f32 a, f32 b) { return _mm256_sub_ps(a, b); }
   static f32 fma(f32 a, f32 b, f32 c) { return _mm256_fmadd_ps(a, b, c); }
+  // The factor from memory at each use: GCC loads it once for several rows and spills it.
+  LOWBIT_INLINE static f32 fma_at(f32 a, const float* b, f32 c) {
+    __asm__("vfmadd231ps %2, %1, %0" : "+x"(c) : "x"(a), "m"(*reinterpret_cast<const __m256_u*>(b)));
+    return c;
+  }
 
-  // out[0 .. 4) += the sums of the lanes of a, b, c, d, in a fixed tree
-  static void add_sum4(float* out, f32 a, f32 b, f32 c, f32 d) {
-    const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
-    const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
-    _mm_storeu_ps(out, _mm_add_ps(_mm_loadu_ps(out), sums));
+  // The sums of the lanes of a, b, c, d: pairs of pairs, {a, b, c, d} in each half, then the halves.
+  static f32 sum4(f32 a, f32 b, f32 c, f32 d) {
+    const f32 ab = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+    const f32 cd = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+    return _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xee));
+  }
+  static __m128 sum_halves(f32 lanes4) {
+    return _mm_add_ps(_mm256_castps256_ps128(lanes4), _mm256_extractf128_ps(lanes4, 1));
+  }
+  static void add_lanes4(float* out, f32 lanes4) {
+    _mm_storeu_ps(out, _mm_add_ps(_mm_loadu_ps(out), sum_halves(lanes4)));
+  }
+  static void add_lanes4(float* out, int64_t stride, f32 lanes4) {
+    alignas(16) float sums[4];
+    _mm_store_ps(sums, sum_halves(lanes4));
+    for (int i = 0; i < 4; ++i) out[i * stride] += sums[i];
   }
   static i32 zero_i32() { return _mm256_setzero_si256(); }
   static i32 set1_i32(int32_t x) { return _mm256_set1_epi32(x); }
@@ -54,34 +67,89 @@ struct avx2_vectors {
   static f32 to_f32(i32 x) { return _mm256_cvtepi32_ps(x); }
   static i32 shift_right(i32 x, int count) { return _mm256_srl_epi32(x, _mm_cvtsi32_si128(count)); }
 
-  static table table16(const float* values) { return {_mm256_loadu_ps(values), _mm256_loadu_ps(values + 8)}; }
-  // Bits Shift .. Shift + 3 of each dword choose: three of them the lane of both halves, the fourth the half.
-  template <int Shift>
-  static f32 lookup16(const table& t, i32 dwords) {
-    const i32 index = _mm256_srli_epi32(dwords, Shift);
-    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(t.low, index), _mm256_permutevar8x32_ps(t.high, index),
-                            _mm256_castsi256_ps(_mm256_slli_epi32(dwords, 28 - Shift)));
+  // ---- codes to numbers, 32 at a time: f(v, vector) in the order that lookup_column and others state ----
+
+  static constexpr int bytes = 32;
+  static constexpr int table_bytes = 32;  // bytes 2 of 16 fp32, then bytes 3
+
+  static void put_table(const float* values, uint8_t* out) {
+    for (int i = 0; i < 16; ++i) {
+      const uint32_t bits = __builtin_bit_cast(uint32_t, values[i]);
+      out[i] = static_cast<uint8_t>(bits >> 16), out[16 + i] = static_cast<uint8_t>(bits >> 24);
+    }
   }
-  static i32 bytes_of(i32 dwords, int shift) {
-    return _mm256_and_si256(shift_right(dwords, shift), _mm256_set1_epi32(255));
+  static void put_wide_table(const float* values, uint8_t* out) {  // all four bytes
+    for (int i = 0; i < 64; ++i)
+      out[i] = static_cast<uint8_t>(__builtin_bit_cast(uint32_t, values[i % 16]) >> i / 16 * 8);
   }
-  static f32 linear(i32 bytes) { return _mm256_cvtepi32_ps(_mm256_sub_epi32(bytes, _mm256_set1_epi32(128))); }
-  // Magnitude bits moved to fp32's place with exponent e0 = 1 more than a denormal's: subtracting 2^e0 leaves denormals
-  // exact, the others only need their exponent.
-  static f32 minifloat(i32 bytes, int fp16_shift, float fp16_scale) {
-    const __m128i shift = _mm_cvtsi32_si128(fp16_shift + 13);
-    const i32 magnitude = _mm256_sll_epi32(_mm256_and_si256(bytes, _mm256_set1_epi32(0x7f)), shift);
-    const i32 exponent = _mm256_and_si256(magnitude, _mm256_set1_epi32(0x7f800000));
-    const i32 denormal = _mm256_cmpeq_epi32(exponent, _mm256_setzero_si256());
-    const f32 rebias = _mm256_set1_ps(fp16_scale);  // 2^(15 - bias): the exponent still lacks 2^112
-    const f32 one = _mm256_castsi256_ps(_mm256_set1_epi32(113 << 23));
-    const f32 small =
-        _mm256_sub_ps(_mm256_castsi256_ps(_mm256_add_epi32(magnitude, _mm256_set1_epi32(113 << 23))), one);
-    const f32 normal = _mm256_castsi256_ps(_mm256_add_epi32(magnitude, _mm256_set1_epi32(112 << 23)));
-    const f32 value = _mm256_mul_ps(_mm256_blendv_ps(normal, small, _mm256_castsi256_ps(denormal)), rebias);
-    const i32 sign = _mm256_slli_epi32(_mm256_and_si256(bytes, _mm256_set1_epi32(0x80)), 24);
-    return _mm256_or_ps(value, _mm256_castsi256_ps(sign));
+  LOWBIT_INLINE static i32 both_halves(const uint8_t* p) {
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
+  // The low four bits of each byte choose, those of half i in table of(i).
+  template <int Tables, class Table, class F>
+  LOWBIT_INLINE static void look_up(i32 codes, const Table& of, const F& f) {
+    const auto plane = [&](int at) __attribute__((always_inline)) {
+      if constexpr (Tables == 1) return both_halves(of(0) + at);
+      return _mm256_loadu2_m128i(reinterpret_cast<const __m128i*>(of(1) + at),
+                                 reinterpret_cast<const __m128i*>(of(0) + at));
+    };
+    const i32 index = low_nibbles(codes);
+    const i32 low = _mm256_shuffle_epi8(plane(0), index), high = _mm256_shuffle_epi8(plane(16), index);
+    const i32 first = _mm256_unpacklo_epi8(low, high), second = _mm256_unpackhi_epi8(low, high);
+    const i32 odd = _mm256_set1_epi32(static_cast<int>(0xffff0000));
+    f(0, _mm256_castsi256_ps(_mm256_slli_epi32(first, 16)));
+    f(1, _mm256_castsi256_ps(_mm256_and_si256(first, odd)));
+    f(2, _mm256_castsi256_ps(_mm256_slli_epi32(second, 16)));
+    f(3, _mm256_castsi256_ps(_mm256_and_si256(second, odd)));
+  }
+  template <class F>
+  LOWBIT_INLINE static void wide_look_up(i32 codes, const uint8_t* table, const F& f) {
+    const i32 index = low_nibbles(codes);
+    const auto plane = [&](int i) { return _mm256_shuffle_epi8(both_halves(table + 16 * i), index); };
+    const i32 b0 = plane(0), b1 = plane(1), b2 = plane(2), b3 = plane(3);
+    const i32 low0 = _mm256_unpacklo_epi8(b0, b1), low1 = _mm256_unpackhi_epi8(b0, b1);
+    const i32 high0 = _mm256_unpacklo_epi8(b2, b3), high1 = _mm256_unpackhi_epi8(b2, b3);
+    f(0, _mm256_castsi256_ps(_mm256_unpacklo_epi16(low0, high0)));
+    f(1, _mm256_castsi256_ps(_mm256_unpackhi_epi16(low0, high0)));
+    f(2, _mm256_castsi256_ps(_mm256_unpacklo_epi16(low1, high1)));
+    f(3, _mm256_castsi256_ps(_mm256_unpackhi_epi16(low1, high1)));
+  }
+  static constexpr int lookup_column(int i, bool exact) {  // words are parted into even and odd ones, or not
+    return exact ? i / 16 * 8 + i / 8 % 2 + i % 8 / 4 * 16 + i % 4 * 2 : linear_column(i);
+  }
+
+  // Codes under the exponent of 2^23, less `zero`.
+  template <class F>
+  LOWBIT_INLINE static void linear(i32 codes, f32 zero, const F& f) {
+    const i32 none = _mm256_setzero_si256(), exponent = _mm256_set1_epi16(0x4b00);
+    const auto number = [&](i32 bits) { return _mm256_sub_ps(_mm256_castsi256_ps(bits), zero); };
+    const i32 first = _mm256_unpacklo_epi8(codes, none), second = _mm256_unpackhi_epi8(codes, none);
+    f(0, number(_mm256_unpacklo_epi16(first, exponent)));
+    f(1, number(_mm256_unpackhi_epi16(first, exponent)));
+    f(2, number(_mm256_unpacklo_epi16(second, exponent)));
+    f(3, number(_mm256_unpackhi_epi16(second, exponent)));
+  }
+  static constexpr int linear_column(int i) { return i / 8 * 4 + i % 8 / 4 * 16 + i % 4; }
+
+  // A byte at the top of a word, shifted, is an fp16 whose conversion leaves denormals exact.
+  struct minifloat_bits {
+    __m128i shift;
+    i32 kept;
+  };
+  static minifloat_bits minifloat_layout(int fp16_shift) {
+    const int down = 8 - fp16_shift;
+    return {_mm_cvtsi32_si128(down), _mm256_set1_epi16(static_cast<int16_t>(0x8000 | 0x7f00 >> down))};
+  }
+  template <class F>
+  LOWBIT_INLINE static void minifloat(i32 codes, const minifloat_bits& bits, const F& f) {
+    const auto half = [&](i32 words) { return _mm256_and_si256(_mm256_sra_epi16(words, bits.shift), bits.kept); };
+    const i32 even = half(_mm256_slli_epi16(codes, 8)), odd = half(codes);
+    f(0, _mm256_cvtph_ps(_mm256_castsi256_si128(even)));
+    f(1, _mm256_cvtph_ps(_mm256_castsi256_si128(odd)));
+    f(2, _mm256_cvtph_ps(_mm256_extracti128_si256(even, 1)));
+    f(3, _mm256_cvtph_ps(_mm256_extracti128_si256(odd, 1)));
+  }
+  static constexpr int minifloat_column(int i) { return i / 16 * 16 + i / 8 % 2 + i % 8 * 2; }
 
   // Rows to columns of an 8 x 8 block of dwords, in place.
   LOWBIT_INLINE static void transpose(i32 r[8]) {
@@ -118,19 +186,20 @@ struct avx2_vectors {
     return _mm256_add_epi32(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd));
   }
   static i32 low_nibbles(i32 x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
-  static i32 high_nibbles(i32 x) { return low_nibbles(_mm256_srli_epi16(x, 4)); }
+  static i32 upper_nibbles(i32 x) { return _mm256_srli_epi16(x, 4); }  // above them, others
+  static i32 high_nibbles(i32 x) { return low_nibbles(upper_nibbles(x)); }
 
-  // 64 narrow codes to bytes, from the lines of their planes.
-  static void join_planes(const uint8_t* low, const uint8_t* high, const plane_shifts& s, uint8_t* out) {
-    const __m128i low_shift = _mm_cvtsi32_si128(s.low), high_shift = _mm_cvtsi32_si128(s.high);
+  // Narrow codes to bytes, from the lines of their planes: 32, and 64.
+  LOWBIT_INLINE static i32 join(const uint8_t* low, const uint8_t* high, const plane_shifts& s) {
     const i32 low_mask = _mm256_set1_epi8(static_cast<char>(s.low_mask()));
     const i32 high_mask = _mm256_set1_epi8(static_cast<char>(s.high_mask()));
-    for (int i = 0; i < 64; i += 32) {
-      const i32 a = _mm256_and_si256(_mm256_srl_epi16(load_bytes(low + i), low_shift), low_mask);
-      const i32 b = _mm256_and_si256(_mm256_srl_epi16(load_bytes(high + i), high_shift), high_mask);
-      const i32 code = _mm256_or_si256(a, _mm256_sll_epi16(b, _mm_cvtsi32_si128(s.low_bits)));
-      _mm256_storeu_si256(reinterpret_cast<i32*>(out + i), _mm256_sll_epi16(code, _mm_cvtsi32_si128(s.up)));
-    }
+    const i32 a = _mm256_and_si256(_mm256_srl_epi16(load_bytes(low), _mm_cvtsi32_si128(s.low)), low_mask);
+    const i32 b = _mm256_and_si256(_mm256_srl_epi16(load_bytes(high), _mm_cvtsi32_si128(s.high)), high_mask);
+    const i32 code = _mm256_or_si256(a, _mm256_sll_epi16(b, _mm_cvtsi32_si128(s.low_bits)));
+    return _mm256_sll_epi16(code, _mm_cvtsi32_si128(s.up));
+  }
+  static void join_planes(const uint8_t* low, const uint8_t* high, const plane_shifts& s, uint8_t* out) {
+    for (int i = 0; i < 64; i += 32) store_bytes(out + i, join(low + i, high + i, s));
   }
 
   // Codes below 8 bits fit pmaddubsw: 2 * 127 * 128 < 2^15. 8-bit ones do not: they are multiplied as words, bytes 0

@@ -175,6 +175,7 @@ struct bf16_arithmetic {
     return r == recipe::lut16 || r == recipe::linear || r == recipe::minifloat;
   }
   static constexpr bool has_unit_128(recipe) { return true; }
+  static constexpr bool scales_groups = true;
   template <recipe Recipe, int Unit, offset Offset>
   using decoder = bf16_decoder<Recipe, Unit, Offset, bf16_depth>;
 

@@ -10,7 +10,6 @@ namespace {
 struct avx512_vectors {
   using f32 = __m512;
   using i32 = __m512i;
-  using table = __m512;
   static constexpr int lanes = 16;
   // 24 sums + 6 of x + 1 of W of 32 registers.
   static constexpr int mr = 6, nr = 4, mr_integer = 6, nr_integer = 64, integer_few = 32;
@@ -23,10 +22,11 @@ struct avx512_vectors {
   static f32 load_f16(const uint16_t* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
-  // 2 or 4 equal parts, part i of p[i * stride]
+  // 1, 2 or 4 equal parts, part i of p[i * stride]
   template <int Parts>
   static f32 spread(const float* p, int64_t stride) {
-    static_assert(Parts == 2 || Parts == 4);
+    static_assert(Parts == 1 || Parts == 2 || Parts == 4);
+    if constexpr (Parts == 1) return set1(*p);
     constexpr int part = 16 / Parts;
     f32 v = set1(p[0]);
     v = _mm512_mask_mov_ps(v, 0xffff << part & 0xffff, set1(p[stride]));
@@ -40,6 +40,7 @@ struct avx512_vectors {
   static f32 mul(f32 a, f32 b) { return _mm512_mul_ps(a, b); }
   static f32 sub(f32 a, f32 b) { return _mm512_sub_ps(a, b); }
   static f32 fma(f32 a, f32 b, f32 c) { return _mm512_fmadd_ps(a, b, c); }
+  static f32 fma_at(f32 a, const float* b, f32 c) { return fma(a, load(b), c); }
 
   // The sums of the lanes of a, b, c, d: pairs and pairs of pairs, {a, b, c, d} in each 128-bit lane, then those lanes.
   static f32 sum4(f32 a, f32 b, f32 c, f32 d) {
@@ -63,18 +64,95 @@ struct avx512_vectors {
   static f32 to_f32(i32 x) { return _mm512_cvtepi32_ps(x); }
   static i32 shift_right(i32 x, int count) { return _mm512_srl_epi32(x, _mm_cvtsi32_si128(count)); }
 
-  static table table16(const float* values) { return _mm512_loadu_ps(values); }
-  template <int Shift>
-  static f32 lookup16(table t, i32 dwords) {  // vpermps reads the low four bits of each lane
-    return _mm512_permutexvar_ps(_mm512_srli_epi32(dwords, Shift), t);
+  // ---- codes to numbers, 64 at a time: f(v, vector) in the order that lookup_column and others state ----
+
+  static constexpr int bytes = 64;
+  static constexpr int table_bytes = 32;  // the upper halves of 16 fp32
+
+  static void put_table(const float* values, uint8_t* out) {
+    uint16_t halves[16];
+    for (int i = 0; i < 16; ++i) halves[i] = static_cast<uint16_t>(__builtin_bit_cast(uint32_t, values[i]) >> 16);
+    std::memcpy(out, halves, sizeof halves);
   }
-  static i32 bytes_of(i32 dwords, int shift) {
-    return _mm512_and_si512(shift_right(dwords, shift), _mm512_set1_epi32(255));
+  static void put_wide_table(const float* values, uint8_t* out) { std::memcpy(out, values, 16 * sizeof(float)); }
+  // The low four bits of each byte choose, those of part i in table of(i): a word's low five or six bits do.
+  template <int Tables, class Table, class F>
+  LOWBIT_INLINE static void look_up(i32 codes, const Table& of, const F& f) {
+    static_assert(Tables == 1 || Tables == 2 || Tables == 4);
+    const auto half = [&](int i) __attribute__((always_inline)) {
+      return _mm256_load_si256(reinterpret_cast<const __m256i*>(of(i)));
+    };
+    const auto pair = [&](int i) __attribute__((always_inline)) {
+      if constexpr (Tables == 1) return _mm512_broadcast_i64x4(half(0));
+      return _mm512_inserti64x4(_mm512_castsi256_si512(half(i)), half(i + 1), 1);
+    };
+    const auto words = [&](i32 index) __attribute__((always_inline)) {
+      if constexpr (Tables == 1) return _mm512_permutexvar_epi16(index, pair(0));
+      const i32 part =
+          _mm512_set_epi64(tables_of_words<Tables>(7), tables_of_words<Tables>(6), tables_of_words<Tables>(5),
+                           tables_of_words<Tables>(4), tables_of_words<Tables>(3), tables_of_words<Tables>(2),
+                           tables_of_words<Tables>(1), 0);
+      index = _mm512_ternarylogic_epi32(index, _mm512_set1_epi16(15), part, 0xea);  // (index & 15) | part
+      if constexpr (Tables == 2) return _mm512_permutexvar_epi16(index, pair(0));
+      return _mm512_permutex2var_epi16(pair(0), index, pair(2));
+    };
+    const i32 odd = _mm512_set1_epi32(static_cast<int>(0xffff0000));
+    const i32 first = words(codes), second = words(_mm512_srli_epi16(codes, 8));
+    f(0, _mm512_castsi512_ps(_mm512_slli_epi32(first, 16)));
+    f(1, _mm512_castsi512_ps(_mm512_and_si512(first, odd)));
+    f(2, _mm512_castsi512_ps(_mm512_slli_epi32(second, 16)));
+    f(3, _mm512_castsi512_ps(_mm512_and_si512(second, odd)));
   }
-  static f32 linear(i32 bytes) { return _mm512_cvtepi32_ps(_mm512_sub_epi32(bytes, _mm512_set1_epi32(128))); }
-  static f32 minifloat(i32 bytes, int fp16_shift, float fp16_scale) {
-    return minifloat_to_f32(_mm512_cvtepi32_epi8(bytes), fp16_shift, fp16_scale);
+  // Four words at a time: 16 times the table that word's code belongs to.
+  template <int Tables>
+  static constexpr int64_t tables_of_words(int quad) {
+    return quad * Tables / 8 * 0x0010001000100010;
   }
+  static f32 table_of(const uint8_t* wide) { return _mm512_loadu_ps(wide); }
+  template <class F>
+  LOWBIT_INLINE static void wide_look_up(i32 codes, const uint8_t* table, const F& f) {
+    wide_look_up(codes, table_of(table), f);
+  }
+  template <class F>
+  LOWBIT_INLINE static void wide_look_up(i32 codes, f32 values, const F& f) {
+    f(0, _mm512_permutexvar_ps(codes, values));  // reads the low four bits of each lane
+    f(1, _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 16), values));
+    f(2, _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 8), values));
+    f(3, _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 24), values));
+  }
+  static constexpr int lookup_column(int i, bool) { return i % 16 * 4 + i / 16 % 2 * 2 + i / 32; }
+
+  // A code as the fraction of 2^23 + code, less `zero`.
+  template <class F>
+  LOWBIT_INLINE static void linear(i32 codes, f32 zero, const F& f) {
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) {
+      const i32 from = _mm512_add_epi8(_mm512_set4_epi32(12, 8, 4, 0), _mm512_set1_epi32(c));
+      const i32 bits = _mm512_mask_shuffle_epi8(_mm512_set1_epi32(0x4b000000), 0x1111111111111111, codes, from);
+      f(c, _mm512_sub_ps(_mm512_castsi512_ps(bits), zero));
+    }
+  }
+  static constexpr int linear_column(int i) { return i % 16 * 4 + i / 16; }
+
+  // A byte at the top of a word, shifted, is an fp16 whose conversion leaves denormals exact.
+  struct minifloat_bits {
+    __m128i shift;
+    i32 kept;
+  };
+  static minifloat_bits minifloat_layout(int fp16_shift) {
+    const int down = 8 - fp16_shift;
+    return {_mm_cvtsi32_si128(down), _mm512_set1_epi16(static_cast<int16_t>(0x8000 | 0x7f00 >> down))};
+  }
+  template <class F>
+  LOWBIT_INLINE static void minifloat(i32 codes, const minifloat_bits& bits, const F& f) {
+    const auto half = [&](i32 words) { return _mm512_and_si512(_mm512_sra_epi16(words, bits.shift), bits.kept); };
+    const i32 even = half(_mm512_slli_epi16(codes, 8)), odd = half(codes);
+    f(0, _mm512_cvtph_ps(_mm512_castsi512_si256(even)));
+    f(1, _mm512_cvtph_ps(_mm512_castsi512_si256(odd)));
+    f(2, _mm512_cvtph_ps(_mm512_extracti64x4_epi64(even, 1)));
+    f(3, _mm512_cvtph_ps(_mm512_extracti64x4_epi64(odd, 1)));
+  }
+  static constexpr int minifloat_column(int i) { return i / 32 * 32 + i / 16 % 2 + i % 16 * 2; }
 
   LOWBIT_INLINE static void transpose(i32 rows[16]) { transpose_16x16(rows); }
   // Two quads of 4 rows, 4 lines apart: 16 bytes of each of them to a register, then the next 16.
@@ -98,15 +176,20 @@ struct avx512_vectors {
     return _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
   }
   static i32 low_nibbles(i32 x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
-  static i32 high_nibbles(i32 x) { return low_nibbles(_mm512_srli_epi16(x, 4)); }
+  static i32 upper_nibbles(i32 x) { return _mm512_srli_epi16(x, 4); }  // above them, others
+  static i32 high_nibbles(i32 x) { return low_nibbles(upper_nibbles(x)); }
 
-  static void join_planes(const uint8_t* low, const uint8_t* high, const plane_shifts& s, uint8_t* out) {
+  // 64 narrow codes to bytes, from the lines of their planes.
+  LOWBIT_INLINE static i32 join(const uint8_t* low, const uint8_t* high, const plane_shifts& s) {
     const i32 a = _mm512_and_si512(_mm512_srl_epi16(load_bytes(low), _mm_cvtsi32_si128(s.low)),
                                    _mm512_set1_epi8(static_cast<char>(s.low_mask())));
     const i32 b = _mm512_and_si512(_mm512_srl_epi16(load_bytes(high), _mm_cvtsi32_si128(s.high)),
                                    _mm512_set1_epi8(static_cast<char>(s.high_mask())));
     const i32 code = _mm512_or_si512(a, _mm512_sll_epi16(b, _mm_cvtsi32_si128(s.low_bits)));
-    _mm512_storeu_si512(out, _mm512_sll_epi16(code, _mm_cvtsi32_si128(s.up)));
+    return _mm512_sll_epi16(code, _mm_cvtsi32_si128(s.up));
+  }
+  static void join_planes(const uint8_t* low, const uint8_t* high, const plane_shifts& s, uint8_t* out) {
+    store_bytes(out, join(low, high, s));
   }
 
   template <int Bits>

@@ -129,7 +129,7 @@ LOWBIT_INLINE void with_decoding(const packed_view& w, const F& f) {
   const packed_shape& s = w.shape;
   const auto by_unit = [&](auto decode, auto of) {
     if constexpr (A::has_unit_128(decode.value))
-      if (s.groups == 1 || s.span % 128 == 0) return f(decode, constant<128>{}, of);
+      if (s.groups == 1 || (A::scales_groups && s.span % 128 == 0)) return f(decode, constant<128>{}, of);
     if (s.unit == 64)
       f(decode, constant<64>{}, of);
     else if (s.unit == 32)

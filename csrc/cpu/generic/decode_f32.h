@@ -1,7 +1,11 @@
-// Packed codes to fp32 registers, written once for every vector width V.
+// Packed codes to fp32 registers, written once for every vector width V, a register of codes (a step) at a time.
 //
-// Order inside a chunk of 64 columns: byte c of dword d of a line is column 4 d + c, and a shift by 8 c brings it down,
-// so the decoded order is all c = 0, then all c = 1, ...: position 16 c + d.
+// Order: x is laid out as V's conversions put out columns (order_of_columns), step after step, so nothing is moved into
+// the order of K.
+//
+// 4-bit and 2-bit codes are looked up. Values whose fp32 is exact in its upper 16 bits (integers, small floats) take
+// half the lookups of others. Such tables also take in zero points, and scales of one byte, while that leaves them
+// exact: all 256 are made once, and groups choose.
 #pragma once
 
 #include "cpu/generic/chunks.h"
@@ -9,23 +13,95 @@
 namespace lowbit::cpu {
 namespace {
 
-// Decodes lines of a panel, register by register in the order of K. `Unit` columns surely share a scale; 128: both
-// chunks of a line of 4-bit codes do. Narrow codes are joined to a line of bytes first.
+LOWBIT_INLINE bool upper_half_exact(float value) { return !(__builtin_bit_cast(uint32_t, value) & 0xffff); }
+
+// Whether the entries of tables, less their zero points, are so.
+LOWBIT_INLINE bool exact_tables(const packed_view& w) {
+  if (w.zero_points && !w.format->integer()) return false;  // integers: 8 bits and a sign at most
+  for (int i = 0; i < 1 << w.shape.bits; ++i)
+    if (!upper_half_exact(w.format->values[i])) return false;
+  return true;
+}
+
+// A table for every zero point.
+template <class V>
+inline void put_zero_point_tables(const float* values, uint8_t* tables) {
+  float table[16];
+  for (int zero = -128; zero < 128; ++zero) {
+    for (int i = 0; i < 16; ++i) table[i] = values[i] - static_cast<float>(zero);
+    V::put_table(table, tables + static_cast<uint8_t>(zero) * V::table_bytes);
+  }
+}
+
+// A table for every scale of a byte; false, and none, if there is another type of scale or one table is not exact.
+template <class V>
+inline bool put_scaled_tables(const packed_view& w, const float* values, uint8_t* tables) {
+  if (w.scale_dtype != LOWBIT_E8M0 && w.scale_dtype != LOWBIT_E4M3) return false;
+  bool exact = true;
+  for (int i = 0; i < 256; ++i) {
+    const uint8_t code = static_cast<uint8_t>(i);
+    const float scale = w.scale_dtype == LOWBIT_E8M0 ? finite_e8m0(code) : finite_e4m3(code);
+    float table[16];
+    for (int j = 0; j < 16; ++j) {
+      table[j] = values[j] * scale;
+      exact &= upper_half_exact(table[j]);
+    }
+    V::put_table(table, tables + i * V::table_bytes);
+  }
+  if (!exact) V::put_table(values, tables);
+  return exact;
+}
+
+// The columns of a block of `columns` (128: a line of 4-bit codes) in the order they are decoded to.
+template <class V>
+inline void order_of_columns(const packed_view& w, int64_t columns, uint8_t* order) {
+  const recipe r = w.format->decode;
+  const bool lut = r == recipe::lut16 || r == recipe::lut4, exact = lut && exact_tables(w);
+  const bool linear = r == recipe::linear || r == recipe::narrow_linear;
+  for (int64_t first = 0; first < chunk; first += V::bytes)
+    for (int64_t c = 0; c < columns; c += chunk)
+      for (int i = 0; i < V::bytes; ++i)
+        *order++ = static_cast<uint8_t>(c + first +
+                                        (lut      ? V::lookup_column(i, exact)
+                                         : linear ? V::linear_column(i)
+                                                  : V::minifloat_column(i)));
+}
+
+// What a decoder finds out about a weight before it decodes: tables of whole fp32, tables that have taken in the scale,
+// a scale that overflows if it takes in the format's factor.
+enum class form { plain, wide_tables, scaled_tables, two_factors };
+
+// Decodes lines of a panel in the order of K. `Unit` columns surely share a scale; 128: both chunks of a line of 4-bit
+// codes do, and scales are left to the sums. Narrow codes are joined to bytes first.
 template <class V, recipe Recipe, int Unit, offset Offset, int64_t Depth>
 class f32_decoder {
  public:
   static constexpr int64_t block_k = Recipe == recipe::lut16 ? 128 : 64;
+  static constexpr int steps = static_cast<int>(block_k) / V::bytes;  // of a line
+  static constexpr int vectors = V::bytes / V::lanes;                 // of a step
+  static constexpr bool scales_sums = Unit == 128 && Offset != offset::min;
 
   explicit f32_decoder(const packed_view& weights) : w(weights) {
-    // Those of tables of 4 again and again: lookups see the next code's bits, too.
-    if (lut)
-      for (int i = 0; i < 16; ++i) values[i] = w.format->values[i & ((1 << w.shape.bits) - 1)];
+    if constexpr (lut)
+      make_tables();
+    else if constexpr (!linear)
+      layout = V::minifloat_layout(w.format->fp16_shift);
   }
 
-  // `columns` columns of a panel, Depth at most: what row() decodes.
+  // `columns` columns of a panel, Depth at most: what step() decodes.
   void begin(int64_t panel, int64_t column, int64_t columns) {
-    run_scales<V, Unit, Offset>(w, panel, column, columns, scales, offsets);
     const packed_shape& s = w.shape;
+    if (!tables_scaled) run_scales<V, Unit, Offset>(w, panel, column, columns, scales, offsets);
+    if constexpr (many_tables)
+      if (tables_scaled || Offset == offset::zero_point)
+        choose_tables(
+            tables_scaled ? static_cast<const uint8_t*>(w.scales) : reinterpret_cast<const uint8_t*>(w.zero_points),
+            panel, column, columns);
+    const int64_t units = (columns + Unit - 1) / Unit;
+    if constexpr (linear && Offset == offset::zero_point)
+      for (int64_t i = 0; i < units; ++i)
+        for (int r = 0; r < panel_rows; ++r) offsets[i][r] += integer_zero();
+    if constexpr (minifloat) rebias_scales(units);
     if constexpr (narrow) {
       for (int64_t c = 0; c < columns / chunk; ++c) {
         const int64_t at = column + c * chunk;
@@ -38,33 +114,72 @@ class f32_decoder {
     }
   }
 
-  // f(i, register) for every register i of row r of a block.
+  // f(form) as a constant, one for all of a panel's depth.
   template <class F>
-  LOWBIT_INLINE void row(int64_t block, int r, const F& f) const {
-    const uint8_t* line = narrow ? planes[block].low + r * line_bytes : lines + (block * panel_rows + r) * line_bytes;
-    prefetch_codes(line);
-    if constexpr (Recipe == recipe::lut16) {
-      lookup<0>(2 * block, r, line, 0, f);
-      lookup<4>(2 * block + 1, r, line, 0, f);
-    } else if constexpr (Recipe == recipe::lut4) {
-      lookup<0>(block, r, line, planes[block].shifts.low, f);
-    } else if constexpr (narrow) {
-      alignas(64) uint8_t joined[chunk];
-      V::join_planes(line, planes[block].high + r * line_bytes, planes[block].shifts, joined);
-      bytes(block, r, joined, f);
+  LOWBIT_INLINE void with_form(const F& f) const {
+    if constexpr (lut) {
+      if constexpr (!scales_table)
+        if (!exact) return f(constant<form::wide_tables>{});
+      if constexpr (Offset == offset::none && many_tables)
+        if (tables_scaled) return f(constant<form::scaled_tables>{});
+    }
+    if constexpr (minifloat)
+      if (!rebiased) return f(constant<form::two_factors>{});
+    f(constant<form::plain>{});
+  }
+
+  // f(i, register) for every register i of step `s` of row r of a block.
+  template <form Form, class F>
+  LOWBIT_INLINE void step(int64_t block, int r, int s, const F& f) const {
+    if constexpr (narrow) {
+      const chunk_planes& of = planes[block];
+      const int64_t column = block * block_k + s * V::bytes, at = r * line_bytes + s * V::bytes;
+      if (s == 0) prefetch_codes(of.low + at);
+      if constexpr (lut)
+        look_up<Form>(V::shift_right(V::load_bytes(of.low + at), of.shifts.low), column, r, f);
+      else
+        bytes<Form>(V::join(of.low + at, of.high + at, of.shifts), column, r, f);
     } else {
-      bytes(block, r, line, f);
+      const uint8_t* line = lines + (block * panel_rows + r) * line_bytes;
+      if (s == 0) prefetch_codes(line);
+      if constexpr (lut) {  // low nibbles, then high ones
+        const typename V::i32 codes = V::load_bytes(line + s / 2 * V::bytes);
+        look_up<Form>(s % 2 ? V::upper_nibbles(codes) : codes, block * block_k + s % 2 * chunk + s / 2 * V::bytes, r,
+                      f);
+      } else {
+        bytes<Form>(V::load_bytes(line + s * V::bytes), block * block_k + s * V::bytes, r, f);
+      }
     }
   }
+  template <class F>
+  LOWBIT_INLINE void row(int64_t block, int r, const F& f) const {
+    with_form([&](auto as) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+      for (int s = 0; s < steps; ++s)
+        step<as.value>(block, r, s, [&](int v, typename V::f32 weights) __attribute__((always_inline)) {
+          f(s * vectors + v, weights);
+        });
+    });
+  }
+
+  // Of the 16 rows, where each has one and leaves it to the sums.
+  const float* row_scales() const { return scales[0]; }
 
  private:
   static constexpr bool lut = Recipe == recipe::lut16 || Recipe == recipe::lut4;
   static constexpr bool linear = Recipe == recipe::linear || Recipe == recipe::narrow_linear;
+  static constexpr bool minifloat = !lut && !linear;
   static constexpr bool narrow =
       Recipe == recipe::lut4 || Recipe == recipe::narrow_linear || Recipe == recipe::narrow_minifloat;
-  static constexpr int registers = chunk / V::lanes;  // of a chunk
-  // Parts of a register that differ in scale.
-  static constexpr int parts = 4 * V::lanes > Unit ? 4 * V::lanes / Unit : 1;
+  static constexpr int units_of_step = V::bytes > Unit ? V::bytes / Unit : 1;
+  // One multiplication scales a table that fits a register.
+  static constexpr bool scales_table = lut && V::lanes == 16 && Unit >= 64 && !scales_sums;
+  static constexpr bool many_tables =
+      lut && !scales_table && (Offset == offset::zero_point || (Offset == offset::none && Unit < 64));
+
+  LOWBIT_INLINE static int64_t unit_of(int64_t column) {
+    return static_cast<int64_t>(static_cast<uint64_t>(column) / Unit);
+  }
 
   struct chunk_planes {  // of a chunk's first row
     const uint8_t *low, *high;
@@ -74,65 +189,108 @@ class f32_decoder {
   const packed_view& w;
   const uint8_t* lines = nullptr;
   chunk_planes planes[narrow ? Depth / chunk : 1];
-  float values[16];
+  bool exact = false, tables_scaled = false, rebiased = true;
+  typename V::minifloat_bits layout;
+  alignas(64) uint8_t tables[many_tables ? 256 : 2][V::table_bytes];  // one that is not exact takes two
+  uint8_t chosen[many_tables ? Depth / Unit : 1][panel_rows];
   alignas(64) float scales[Depth / Unit][panel_rows];
   alignas(64) float offsets[Offset == offset::none ? 1 : Depth / Unit][panel_rows];
 
-  // The scale (or zero point, or minimum) of each lane: dwords d ... d + lanes of chunk c in row r.
-  LOWBIT_INLINE static typename V::f32 spread(const float (*of)[panel_rows], int64_t c, int d, int r) {
-    if constexpr (Unit >= 64)
-      return V::set1(of[c * chunk / Unit][r]);
+  // ---- tables ----
+
+  LOWBIT_INLINE void make_tables() {
+    float values[16];
+    // Those of tables of 4 again and again: lookups see the next code's bits, too.
+    for (int i = 0; i < 16; ++i) values[i] = w.format->values[i & ((1 << w.shape.bits) - 1)];
+    exact = !scales_table && exact_tables(w);
+    if (!exact) return V::put_wide_table(values, tables[0]);
+    V::put_table(values, tables[0]);
+    if constexpr (many_tables) {
+      if (Offset == offset::zero_point && w.zero_points) put_zero_point_tables<V>(values, tables[0]);
+      if (Offset == offset::none) tables_scaled = put_scaled_tables<V>(w, values, tables[0]);
+    }
+  }
+  LOWBIT_INLINE void choose_tables(const uint8_t* by, int64_t panel, int64_t column, int64_t columns) {
+    const packed_shape& s = w.shape;
+    int64_t group = s.group_of_column(column), end = (group + 1) * s.span - column;
+    for (int64_t i = 0; i * Unit < columns; ++i) {
+      if (i * Unit >= end && group + 1 < s.groups) ++group, end += s.span;
+      if (by)
+        std::memcpy(chosen[i], by + s.scale_index(panel * panel_rows, group), panel_rows);
+      else
+        std::memset(chosen[i], 0, panel_rows);
+    }
+  }
+
+  // The codes in the low four bits of each byte.
+  template <form Form, class F>
+  LOWBIT_INLINE void look_up(typename V::i32 codes, int64_t column, int r, const F& f) const {
+    const auto chosen_table = [&](int i)
+                                  __attribute__((always_inline)) { return tables[chosen[unit_of(column) + i][r]]; };
+    const auto only_table = [&](int) __attribute__((always_inline)) { return tables[0]; };
+    const auto weigh = [&](int v, typename V::f32 value)
+                           __attribute__((always_inline)) { f(v, scaled<units_of_step>(value, column, r)); };
+    if constexpr (scales_table) {
+      typename V::f32 table = V::table_of(tables[0]);
+      if constexpr (Offset == offset::zero_point) table = V::sub(table, spread<1>(offsets, column, r));
+      V::wide_look_up(codes, scaled<1>(table, column, r), f);
+    } else if constexpr (Form == form::wide_tables)
+      V::wide_look_up(codes, tables[0], [&](int v, typename V::f32 value) __attribute__((always_inline)) {
+        if constexpr (Offset == offset::zero_point) value = V::sub(value, spread<units_of_step>(offsets, column, r));
+        weigh(v, value);
+      });
+    else if constexpr (Form == form::scaled_tables)
+      V::template look_up<units_of_step>(codes, chosen_table, f);
+    else if constexpr (Offset == offset::zero_point)
+      V::template look_up<units_of_step>(codes, chosen_table, weigh);
     else
-      return V::template spread<parts>(&of[c * (chunk / Unit) + 4 * d / Unit][r], panel_rows);
+      V::template look_up<1>(codes, only_table, weigh);
   }
-  LOWBIT_INLINE typename V::f32 scaled(typename V::f32 value, int64_t c, int d, int r) const {
-    const typename V::f32 scale = spread(scales, c, d, r);
-    if constexpr (Offset == offset::min) return V::fma(value, scale, spread(offsets, c, d, r));
-    if constexpr (Offset == offset::zero_point) value = V::sub(value, spread(offsets, c, d, r));
+
+  // ---- bytes ----
+
+  // Added to a code as the fraction of an fp32, whose value then is the sum of both.
+  LOWBIT_INLINE float integer_zero() const { return 0x1p23f + static_cast<float>(w.format->integer_offset); }
+
+  template <form Form, class F>
+  LOWBIT_INLINE void bytes(typename V::i32 codes, int64_t column, int r, const F& f) const {
+    if constexpr (linear) {
+      const typename V::f32 zero =
+          Offset == offset::zero_point ? spread<units_of_step>(offsets, column, r) : V::set1(integer_zero());
+      V::linear(codes, zero, [&](int v, typename V::f32 value) __attribute__((always_inline)) {
+        f(v, scaled<units_of_step>(value, column, r));
+      });
+    } else {
+      constexpr int half = V::bytes / 2;  // of the step, for each half of the registers
+      V::minifloat(codes, layout, [&](int v, typename V::f32 value) __attribute__((always_inline)) {
+        if constexpr (Form == form::two_factors) value = V::mul(value, V::set1(w.format->fp16_scale));
+        f(v, scaled<(half > Unit ? half / Unit : 1)>(value, column + v / 2 * half, r));
+      });
+    }
+  }
+  // One factor for fp16_scale and the scale, unless it overflows: the product is the same.
+  void rebias_scales(int64_t units) {
+    rebiased = true;
+    for (int64_t i = 0; i < units; ++i)
+      for (int r = 0; r < panel_rows; ++r)
+        rebiased &= __builtin_fabsf(scales[i][r] * w.format->fp16_scale) <= largest_f32;
+    for (int64_t i = 0; rebiased && i < units; ++i)
+      for (int r = 0; r < panel_rows; ++r) scales[i][r] *= w.format->fp16_scale;
+  }
+
+  // ---- scales ----
+
+  // The scale (or zero point, or minimum) of each lane, in equal parts.
+  template <int Parts>
+  LOWBIT_INLINE static typename V::f32 spread(const float (*of)[panel_rows], int64_t column, int r) {
+    return V::template spread<Parts>(&of[unit_of(column)][r], panel_rows);
+  }
+  template <int Parts>
+  LOWBIT_INLINE typename V::f32 scaled(typename V::f32 value, int64_t column, int r) const {
+    if constexpr (scales_sums) return value;
+    const typename V::f32 scale = spread<Parts>(scales, column, r);
+    if constexpr (Offset == offset::min) return V::fma(value, scale, spread<Parts>(offsets, column, r));
     return V::mul(value, scale);
-  }
-
-  // The codes from bit `Shift` of every byte on, or from `down`. One scale goes into the table, several onto what comes
-  // out of it.
-  template <int Shift, class F>
-  LOWBIT_INLINE void lookup(int64_t c, int r, const uint8_t* line, int down, const F& f) const {
-    float entries[16];
-    for (int i = 0; i < 16; i += V::lanes) {
-      const typename V::f32 v = V::load(values + i);
-      V::store(entries + i, Unit >= 64 ? scaled(v, c, 0, r) : v);
-    }
-    const typename V::table t = V::table16(entries);
-    const auto quarter = [&](auto shift) {
-#pragma GCC unroll 4
-      for (int d = 0; d < 16; d += V::lanes) {
-        auto dwords = V::load_bytes(line + 4 * d);
-        if constexpr (Recipe == recipe::lut4) dwords = V::shift_right(dwords, down);
-        const typename V::f32 v = V::template lookup16<8 * shift.value + Shift>(t, dwords);
-        f((Shift ? registers : 0) + (16 * shift.value + d) / V::lanes, Unit >= 64 ? v : scaled(v, c, d, r));
-      }
-    };
-    quarter(constant<0>{});
-    quarter(constant<1>{});
-    quarter(constant<2>{});
-    quarter(constant<3>{});
-  }
-
-  template <class F>
-  LOWBIT_INLINE void bytes(int64_t block, int r, const uint8_t* line, const F& f) const {
-#pragma GCC unroll 4
-    for (int c = 0; c < 4; ++c) {
-#pragma GCC unroll 4
-      for (int d = 0; d < 16; d += V::lanes) {
-        const auto code = V::bytes_of(V::load_bytes(line + 4 * d), 8 * c);
-        f((16 * c + d) / V::lanes, scaled(number(code), block, d, r));
-      }
-    }
-  }
-  LOWBIT_INLINE typename V::f32 number(typename V::i32 code) const {
-    if constexpr (!linear) return V::minifloat(code, w.format->fp16_shift, w.format->fp16_scale);
-    const typename V::f32 value = V::linear(code);  // of bytes that are stored plus 128
-    if constexpr (Recipe == recipe::linear) return value;
-    return V::sub(value, V::set1(static_cast<float>(w.format->integer_offset - 128)));
   }
 };
 

@@ -11,7 +11,8 @@
 //           tile: up to A::mr rows of x by A::nr rows of W, one vector of partial sums for each pair
 //
 // Sums of one depth are added up lane by lane, the lanes by A::add_sum4, the depths in ascending order: the same for
-// every m, so row i of y does not depend on the rows beside it.
+// every m, so row i of y does not depend on the rows beside it. Decoders with `scales_sums`, of weights with one scale
+// for a row, leave it to the sums of a depth.
 #pragma once
 
 #include "cpu/generic/decode_f32.h"
@@ -33,8 +34,8 @@ struct f32_arithmetic {
   static constexpr int64_t depth = 512;   // columns summed lane by lane: 16 rows of them are 32 KB
   static constexpr int mr = V::mr, nr = V::nr, direct_sums = V::direct_sums;
   static constexpr int64_t panels_at_once = V::panels_at_once;
-  // Rows of x are computed as 1, 2, 4 or 6, as far as their sums and four rows of W fit the registers.
-  static constexpr int direct_rows = direct_sums >= 24 ? 6 : direct_sums >= 16 ? 4 : 2;
+  // Rows of x are computed as 1, 2, 4 or 6, as far as their sums and those of four rows fit the registers.
+  static constexpr int direct_rows = direct_sums >= 24 ? 6 : 4;
 
   static int64_t x_rows(int64_t m) { return m < direct_rows ? direct_rows : m; }            // as many as are computed
   static int64_t x_size(const packed_shape& s, int64_t rows) { return rows * s.k_packed; }  // in elements
@@ -44,7 +45,12 @@ struct f32_arithmetic {
   }
 
   static constexpr bool decodes(recipe) { return true; }
-  static constexpr bool has_unit_128(recipe r) { return r == recipe::lut16; }  // one table for a line of 128 codes
+  // Where a row has one scale, its sums get it. Groups do not leave it to them: a run of 128 columns ends too often for
+  // a tile of 3 x 4 sums (a sixth more time), and in registers a scale is one multiplication for 8 columns.
+  static constexpr bool has_unit_128(recipe r) {
+    return r == recipe::lut16 || r == recipe::linear || r == recipe::minifloat;
+  }
+  static constexpr bool scales_groups = false;
   template <recipe Recipe, int Unit, offset Offset>
   using decoder = f32_decoder<V, Recipe, Unit, Offset, depth>;
 
@@ -52,7 +58,12 @@ struct f32_arithmetic {
   static vector load(const element* p) { return V::load(p); }
   static void store(element* p, vector v) { V::store(p, v); }
   static sum dot(sum s, vector w, vector x) { return V::fma(x, w, s); }
-  static void add_sum4(float* out, sum a, sum b, sum c, sum d) { V::add_sum4(out, a, b, c, d); }
+  LOWBIT_INLINE static sum dot_at(sum s, vector w, const element* x) { return V::fma_at(w, x, s); }
+  static sum scaled(sum s, float scale) { return V::mul(s, V::set1(scale)); }
+  static void add_sum4(float* out, sum a, sum b, sum c, sum d) { V::add_lanes4(out, V::sum4(a, b, c, d)); }
+  static void add_sum4(float* out, int64_t stride, sum a, sum b, sum c, sum d) {
+    V::add_lanes4(out, stride, V::sum4(a, b, c, d));
+  }
 
   // One row of x, as elements in the order of decoded codes; zeros past the last.
   static void put_row(const gemm_problem& p, int64_t m, element* all) {
@@ -62,67 +73,100 @@ struct f32_arithmetic {
       std::memset(out, 0, static_cast<size_t>(s.k_packed) * sizeof(element));
       return;
     }
-    for (int64_t c = 0; c < s.chunks(); ++c, out += chunk) {
-      float natural[chunk];
-      if (p.x_dtype == LOWBIT_F32) {
-        float padded[chunk];
-        const float* x = chunk_of_row(s, static_cast<const float*>(p.x) + m * p.x_stride, c, padded);
-        std::memcpy(natural, x, sizeof natural);
-      } else {
-        uint16_t padded[chunk];
-        const uint16_t* x = chunk_of_row(s, static_cast<const uint16_t*>(p.x) + m * p.x_stride, c, padded);
-        if (p.x_dtype == LOWBIT_BF16)
-          for (int i = 0; i < chunk; ++i) natural[i] = bf16_to_f32(x[i]);
-        else
-          for (int i = 0; i < chunk; i += V::lanes) V::store(natural + i, V::load_f16(x + i));
-      }
-      for (int byte = 0; byte < 4; ++byte)
-        for (int dword = 0; dword < 16; ++dword) out[16 * byte + dword] = natural[4 * dword + byte];
+    const int64_t columns = s.bits == 4 ? 2 * chunk : chunk;
+    uint8_t order[2 * chunk];
+    order_of_columns<V>(p.w, columns, order);
+    for (int64_t block = 0; block < s.k_packed; block += columns, out += columns) {
+      float natural[2 * chunk];
+      for (int64_t c = 0; c < columns; c += chunk) put_chunk(p, m, (block + c) / chunk, natural + c);
+      for (int64_t i = 0; i < columns; ++i) out[i] = natural[order[i]];
+    }
+  }
+
+ private:
+  static void put_chunk(const gemm_problem& p, int64_t m, int64_t c, float* out) {
+    const packed_shape& s = p.w.shape;
+    if (p.x_dtype == LOWBIT_F32) {
+      float padded[chunk];
+      const float* x = chunk_of_row(s, static_cast<const float*>(p.x) + m * p.x_stride, c, padded);
+      std::memcpy(out, x, sizeof padded);
+    } else {
+      uint16_t padded[chunk];
+      const uint16_t* x = chunk_of_row(s, static_cast<const uint16_t*>(p.x) + m * p.x_stride, c, padded);
+      if (p.x_dtype == LOWBIT_BF16)
+        for (int i = 0; i < chunk; ++i) out[i] = bf16_to_f32(x[i]);
+      else
+        for (int i = 0; i < chunk; i += V::lanes) V::store(out + i, V::load_f16(x + i));
     }
   }
 };
 
 // ---- decoded in registers ----
 
-// sums[i][0 .. 16) += x row i . W rows of the decoder's panel over a depth.
-template <class A, int M, class Decoder>
-inline void multiply_direct(const Decoder& w, const typename A::element* x, int64_t x_stride, int64_t columns,
-                            float* sums) {
-  constexpr int rows = A::direct_sums / M >= 16 ? 16 : A::direct_sums / M >= 8 ? 8 : 4;
+template <class T>
+LOWBIT_INLINE void opaque(T*& pointer) {
+  __asm__("" : "+r"(pointer));
+}
+
+// sums[i][0 .. 16) += x row i . W rows of the decoder's panel over `blocks` blocks: one step after the other for all
+// rows, so that as many chains of sums are under way as there are rows. Where four rows of W are too many, those of
+// four rows of x are added up together.
+template <class A, int M, form Form, class Decoder>
+inline void multiply_steps(const Decoder& w, const typename A::element* x, int64_t x_stride, int64_t blocks,
+                           float* sums) {
+  constexpr int fit = A::direct_sums / M, rows = fit >= 16 ? 16 : fit >= 8 ? 8 : fit >= 4 ? 4 : 2;
   for (int first = 0; first < panel_rows; first += rows) {
+    const typename A::element* rows_of_x[M];
     typename A::sum partial[M][rows];
 #pragma GCC unroll 16
-    for (int i = 0; i < M; ++i)
+    for (int i = 0; i < M; ++i) {
+      rows_of_x[i] = x + i * x_stride;
+      opaque(rows_of_x[i]);  // one register for each, else GCC takes one for each distance from the first
 #pragma GCC unroll 16
       for (int r = 0; r < rows; ++r) partial[i][r] = A::zero();
-    for (int64_t b = 0; b < columns / Decoder::block_k; ++b) {
-      const typename A::element* block = x + b * Decoder::block_k;
+    }
+    for (int64_t b = 0; b < blocks; ++b) {
+#pragma GCC unroll 4
+      for (int s = 0; s < Decoder::steps; ++s)
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; ++r)
+          w.template step<Form>(b, first + r, s, [&](int v, typename A::vector weights) __attribute__((always_inline)) {
+#pragma GCC unroll 16
+            for (int i = 0; i < M; ++i)
+              partial[i][r] = A::dot_at(partial[i][r], weights, rows_of_x[i] + (s * Decoder::vectors + v) * A::width);
+          });
+#pragma GCC unroll 16
+      for (int i = 0; i < M; ++i) rows_of_x[i] += Decoder::block_k;
+    }
+    if constexpr (Decoder::scales_sums)
 #pragma GCC unroll 16
       for (int r = 0; r < rows; ++r)
-        w.row(b, first + r, [&](int v, typename A::vector weights) __attribute__((always_inline)) {
 #pragma GCC unroll 16
-          for (int i = 0; i < M; ++i)
-            partial[i][r] = A::dot(partial[i][r], weights, A::load(block + i * x_stride + v * A::width));
-        });
+        for (int i = 0; i < M; ++i) partial[i][r] = A::scaled(partial[i][r], w.row_scales()[first + r]);
+    const auto& p = partial;
+    if constexpr (rows >= 4) {
+#pragma GCC unroll 16
+      for (int i = 0; i < M; ++i)
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; r += 4)
+          A::add_sum4(sums + i * panel_rows + first + r, p[i][r], p[i][r + 1], p[i][r + 2], p[i][r + 3]);
+    } else {
+#pragma GCC unroll 16
+      for (int r = 0; r < rows; ++r) A::add_sum4(sums + first + r, panel_rows, p[0][r], p[1][r], p[2][r], p[3][r]);
     }
-#pragma GCC unroll 16
-    for (int i = 0; i < M; ++i)
-#pragma GCC unroll 16
-      for (int r = 0; r < rows; r += 4) {
-        const auto& p = partial[i];
-        A::add_sum4(sums + i * panel_rows + first + r, p[r], p[r + 1], p[r + 2], p[r + 3]);
-      }
   }
 }
 
 template <class A, class Decoder>
 inline void multiply_few(int64_t m, const Decoder& w, const typename A::element* x, int64_t x_stride, int64_t columns,
                          float* sums) {
-  if (m == 1) return multiply_direct<A, 1>(w, x, x_stride, columns, sums);
-  if (m == 2) return multiply_direct<A, 2>(w, x, x_stride, columns, sums);
-  if constexpr (A::direct_rows >= 4)
-    if (m <= 4) return multiply_direct<A, 4>(w, x, x_stride, columns, sums);
-  if constexpr (A::direct_rows >= 6) multiply_direct<A, 6>(w, x, x_stride, columns, sums);
+  const int64_t blocks = columns / Decoder::block_k;
+  w.with_form([&](auto as) {
+    if (m == 1) return multiply_steps<A, 1, as.value>(w, x, x_stride, blocks, sums);
+    if (m == 2) return multiply_steps<A, 2, as.value>(w, x, x_stride, blocks, sums);
+    if (m <= 4) return multiply_steps<A, 4, as.value>(w, x, x_stride, blocks, sums);
+    if constexpr (A::direct_rows >= 6) multiply_steps<A, 6, as.value>(w, x, x_stride, blocks, sums);
+  });
 }
 
 // ---- decoded to memory ----
@@ -131,16 +175,17 @@ inline void multiply_few(int64_t m, const Decoder& w, const typename A::element*
 template <class A>
 constexpr int64_t row_pitch = A::depth + 64 / static_cast<int64_t>(sizeof(typename A::element));
 
-// Decoded rows of W, one depth of each.
+// Decoded rows of W, one depth of each, and, where sums are scaled, their scales.
 template <class A>
 struct decoded_block {
   typename A::element* elements;  // [rows][row_pitch]
   int64_t rows;
+  float scales[A::panels_at_once * panel_rows];
 };
 
 // The decoder's panel to 16 rows of the block, `first` and up.
 template <class A, class Decoder>
-inline void decode_panel(const Decoder& w, int64_t first, int64_t columns, const decoded_block<A>& block) {
+inline void decode_panel(const Decoder& w, int64_t first, int64_t columns, decoded_block<A>& block) {
   for (int64_t b = 0; b < columns / Decoder::block_k; ++b)
     for (int r = 0; r < panel_rows; ++r) {
       typename A::element* row = block.elements + (first + r) * row_pitch<A> + b * Decoder::block_k;
@@ -148,12 +193,14 @@ inline void decode_panel(const Decoder& w, int64_t first, int64_t columns, const
         A::store(row + v * A::width, weights);
       });
     }
+  if constexpr (Decoder::scales_sums) std::memcpy(block.scales + first, w.row_scales(), panel_rows * sizeof(float));
 }
 
 // sums[i][j] += x row i . W row j, for MR rows of x and A::nr of the block from `first` on.
-template <class A, int MR>
-inline void multiply_tile(const typename A::element* x, int64_t x_stride, const decoded_block<A>& block, int64_t first,
-                          int64_t columns, float* sums, int64_t sums_stride) {
+template <class A, int MR, bool ScalesSums>
+[[gnu::noinline]] void multiply_tile(  // inlined, GCC leaves sums in memory
+    const typename A::element* x, int64_t x_stride, const decoded_block<A>& block, int64_t first, int64_t columns,
+    float* sums, int64_t sums_stride) {
   constexpr int NR = A::nr;
   const typename A::element* rows = block.elements + first * row_pitch<A>;
   typename A::sum partial[MR][NR];
@@ -169,30 +216,31 @@ inline void multiply_tile(const typename A::element* x, int64_t x_stride, const 
   }
   for (int i = 0; i < MR; ++i)
     for (int j = 0; j < NR; j += 4) {
-      const auto& p = partial[i];
+      auto& p = partial[i];
+      for (int of = j; ScalesSums && of < j + 4; ++of) p[of] = A::scaled(p[of], block.scales[first + of]);
       A::add_sum4(sums + i * sums_stride + j, p[j], p[j + 1], p[j + 2], p[j + 3]);
     }
 }
 
 // All rows of a block by MR rows of x.
-template <class A, int MR>
+template <class A, int MR, bool ScalesSums>
 inline void multiply_rows(int64_t m, const typename A::element* x, int64_t x_stride, const decoded_block<A>& block,
                           int64_t columns, float* sums, int64_t sums_stride) {
   if constexpr (MR > 1)
-    if (m < MR) return multiply_rows<A, MR - 1>(m, x, x_stride, block, columns, sums, sums_stride);
+    if (m < MR) return multiply_rows<A, MR - 1, ScalesSums>(m, x, x_stride, block, columns, sums, sums_stride);
   for (int64_t n = 0; n < block.rows; n += A::nr)
-    multiply_tile<A, MR>(x, x_stride, block, n, columns, sums + n, sums_stride);
+    multiply_tile<A, MR, ScalesSums>(x, x_stride, block, n, columns, sums + n, sums_stride);
 }
 
 // Rows of x are shared out evenly: 8 are 4 + 4, not 6 + 2.
-template <class A>
+template <class A, bool ScalesSums>
 inline void multiply_block(int64_t m, const typename A::element* x, int64_t x_stride, const decoded_block<A>& block,
                            int64_t columns, float* sums, int64_t sums_stride) {
   const int64_t tiles = ceil_div(m, A::mr);
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t first = m * t / tiles, count = m * (t + 1) / tiles - first;
-    multiply_rows<A, A::mr>(count, x + first * x_stride, x_stride, block, columns, sums + first * sums_stride,
-                            sums_stride);
+    multiply_rows<A, A::mr, ScalesSums>(count, x + first * x_stride, x_stride, block, columns,
+                                        sums + first * sums_stride, sums_stride);
   }
 }
 
@@ -222,7 +270,7 @@ bool direct_or_blocked(const gemm_problem& p, const typename A::element* x, int6
         else
           decode_panel<A>(decoder, i * panel_rows, columns, block);
       }
-      if (!few) multiply_block<A>(p.m, x + column, s.k_packed, block, columns, sums, width);
+      if (!few) multiply_block<A, Decoder::scales_sums>(p.m, x + column, s.k_packed, block, columns, sums, width);
     }
     for (int64_t i = 0; i < panels; ++i)
       for (int64_t row = 0; row < p.m; ++row)
