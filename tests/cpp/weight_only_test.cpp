@@ -195,29 +195,35 @@ TEST(extremes_stay_within_the_bound) {
     for (const char* format : all_formats) {
       if (!takes(row, format)) continue;
       const int codes = 1 << lowbit::format_at(lowbit::find_format(format)).bits;
-      // the lowest and the largest value, zeros; denormal and huge scales
-      for (int kind = 0; kind < 5; ++kind) {
+      // the lowest and the largest value, zeros; denormal and huge scales; the smallest value under the largest scales
+      for (int kind = 0; kind < 6; ++kind) {
         const int64_t n = 19, k = 256, m = 5;
         weight_options o{format, n, k, 1, 64, LOWBIT_F32, kind == 1};
         canonical_weight w = random_weight(o, random);
         const lowbit::format_row& f = w.format();
-        unsigned low = 0, high = 0, zero = 0;
+        unsigned low = 0, high = 0, zero = 0, smallest = 0;
         for (int i = 0; i < codes; ++i) {
           const unsigned code = static_cast<unsigned>(i);
           if (!std::isfinite(f.values[i])) continue;
           if (f.values[i] < f.values[low] || !std::isfinite(f.values[low])) low = code;
           if (f.values[i] > f.values[high]) high = code;
           if (f.values[i] == 0) zero = code;
+          if (f.values[i] > 0 && !(f.values[smallest] > 0 && f.values[smallest] < f.values[i])) smallest = code;
         }
-        for (int64_t i = 0; i < n && kind < 3; ++i)
-          for (int64_t j = 0; j < k; ++j) w.set_code(i, j, kind == 0 ? low : kind == 1 ? high : zero);
+        for (int64_t i = 0; i < n && (kind < 3 || kind == 5); ++i)
+          for (int64_t j = 0; j < k; ++j)
+            w.set_code(i, j, kind == 0 ? low : kind == 1 ? high : kind == 2 ? zero : smallest);
         for (int64_t i = 0; i < w.num_scales(); ++i) {
           if (w.description.scale_dtype == LOWBIT_E8M0)
-            w.scales[static_cast<size_t>(i)] = kind == 3 ? static_cast<uint8_t>(i % 4) : kind == 4 ? 220 : 127;
+            w.scales[static_cast<size_t>(i)] = kind == 3   ? static_cast<uint8_t>(i % 4)
+                                               : kind == 4 ? 220
+                                               : kind == 5 ? 252
+                                                           : 127;
           else if (kind >= 3)
             w.set_scale(i, kind == 3                                 ? 0x1p-149f * static_cast<float>(i + 1)
                            : w.description.scale_dtype == LOWBIT_F16 ? 65504.0f
-                                                                     : 1e28f);
+                           : kind == 4                               ? 1e28f
+                                                                     : 0x1p121f);
         }
         for (const lowbit_dtype x_dtype : float_types) {
           if (!takes(row, x_dtype)) continue;
@@ -225,7 +231,10 @@ TEST(extremes_stay_within_the_bound) {
           c.y_dtype = LOWBIT_F32;
           std::vector<float> x(static_cast<size_t>((m - 1) * c.x_stride + k));
           for (size_t i = 0; i < x.size(); ++i)
-            x[i] = i % 7 == 0 ? 0.0f : i % 7 == 1 ? -0.0f : kind < 2 ? -60000.0f : random.uniform(-2, 2);
+            x[i] = i % 7 == 0   ? 0.0f
+                   : i % 7 == 1 ? -0.0f
+                   : kind < 2   ? -60000.0f
+                                : random.uniform(-2, 2) * (kind == 5 ? 0x1p-12f : 1);
           c.set_x(x);
           CHECK_EQ(c.run(row), LOWBIT_OK);
           check_against_double(row, w, c);
