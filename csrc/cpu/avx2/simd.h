@@ -13,7 +13,9 @@ struct avx2_vectors {
   using i32 = __m256i;
   static constexpr int lanes = 8;
   // 12 sums + 3 of x + 1 of W are the 16 registers.
-  static constexpr int mr = 3, nr = 4, mr_integer = 6, nr_integer = 16, integer_few = 4;
+  static constexpr int mr = 3, nr = 4, mr_integer = 6, nr_integer = 16;
+  template <int Bits>
+  static constexpr int integer_few = 4;
   static constexpr int direct_sums = 8;
   static constexpr int64_t panels_at_once = 4;
 

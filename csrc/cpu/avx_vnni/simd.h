@@ -8,6 +8,7 @@ namespace lowbit::cpu {
 namespace {
 
 struct avx_vnni_vectors : avx2_vectors {
+  template <int Bits>
   static constexpr int integer_few = 16;  // a product costs half of AVX2's, transposing lines the same
   template <int Bits>
   static constexpr int code_parts = 1;

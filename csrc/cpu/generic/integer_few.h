@@ -243,8 +243,8 @@ class integer_few_call {
   explicit integer_few_call(const integer_operands& operands) : o(operands) {}
 
   void multiply_panel(int64_t panel) const {
-    alignas(64) int32_t exact[(V::integer_few + 1) * panel_rows];
-    alignas(64) float y[(V::integer_few + 1) * panel_rows];
+    alignas(64) int32_t exact[(V::template integer_few<Bits> + 1) * panel_rows];
+    alignas(64) float y[(V::template integer_few<Bits> + 1) * panel_rows];
     alignas(64) uint8_t room[Bits == joined ? integer_run::columns / chunk * panel_rows * line_bytes : 1];
     segment_scales scales[integer_run::most];
     std::memset(y, 0, static_cast<size_t>(o.x.rows) * sizeof(float) * panel_rows);
