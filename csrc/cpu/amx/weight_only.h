@@ -31,7 +31,7 @@ inline void multiply_step(const uint8_t* weights, const activation_tiles& x, int
 // one takes its place: what is loaded was stored a block ago, and no tile since then to the same offset in a page (tile
 // loads wait for both kinds of stores to leave the store buffer).
 template <int NT, int MT>
-void weight_only_small(const gemm_problem& p, const activation_tiles& x, int64_t first, int64_t last) {
+void weight_only_few(const gemm_problem& p, const activation_tiles& x, int64_t first, int64_t last) {
   constexpr int together = NT > 2 ? NT : 2;  // panels whose outputs are stored at a time: y's lines are of two
   const packed_shape& s = p.w.shape;
   const int64_t steps = s.block_k / 32;
@@ -105,7 +105,7 @@ void multiply_pair(const gemm_problem& p, const activation_tiles& x, const weigh
                   _mm512_set1_ps(p.w.global_scale));
 }
 
-bool weight_only_large(const gemm_problem& p, const activation_tiles& x, int64_t first, int64_t last) {
+bool weight_only_many(const gemm_problem& p, const activation_tiles& x, int64_t first, int64_t last) {
   const packed_shape& s = p.w.shape;
   const int64_t block_steps = s.block_k / 32, slab_blocks = slab_steps / block_steps;
   const int64_t m_tiles = x.tiles < slab_tiles ? x.tiles : slab_tiles, pairs = waiting_sums / (2 * m_tiles);
@@ -160,14 +160,14 @@ lowbit_status weight_only_bf16(const gemm_problem& p) {
   parallel_for(p.parallel, ceil_div(s.panels, together), [&](int64_t begin, int64_t end) {
     const int64_t first = begin * together, last = end * together < s.panels ? end * together : s.panels;
     if (x.tiles == 1)
-      weight_only_small<4, 1>(p, x, first, last);
+      weight_only_few<4, 1>(p, x, first, last);
     else if (x.tiles == 2)
-      weight_only_small<2, 2>(p, x, first, last);
+      weight_only_few<2, 2>(p, x, first, last);
     else if (x.tiles == 3 && x.bytes() <= small_bytes)
-      weight_only_small<1, 3>(p, x, first, last);
+      weight_only_few<1, 3>(p, x, first, last);
     else if (x.tiles == 4 && x.bytes() <= small_bytes)
-      weight_only_small<1, 4>(p, x, first, last);
-    else if (!weight_only_large(p, x, first, last))
+      weight_only_few<1, 4>(p, x, first, last);
+    else if (!weight_only_many(p, x, first, last))
       __atomic_store_n(&out_of_memory, true, __ATOMIC_RELAXED);
   });
   if (out_of_memory) return fail(LOWBIT_OUT_OF_MEMORY, "no memory for the sums of a slab");
