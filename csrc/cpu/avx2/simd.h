@@ -172,20 +172,22 @@ struct avx2_vectors {
     }
     for (int i = 0; i < 8; ++i) r[i] = t[i];
   }
-  // Two quads of 2 rows, 4 lines apart: 16 bytes of each of them to a register, then the next 16.
+  // Two quads of 2 lines: 16 bytes of each of them to a register, then the next 16.
   LOWBIT_INLINE static void load_quads(const uint8_t* p, i32 q[2]) {
-    const i32 a = load_bytes(p), b = load_bytes(p + 4 * line_bytes);
+    const i32 a = load_bytes(p), b = load_bytes(p + line_bytes);
     q[0] = _mm256_permute2x128_si256(a, b, 0x20);
     q[1] = _mm256_permute2x128_si256(a, b, 0x31);
   }
   static i32 set1_quad(const int32_t* p) {
     return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
-  // Lane 4 i + j is the sum of quad i of the j-th.
+  // The sums of the quads of a, then of b, c and d. Lane 4 i + j has that of quad i of the j-th, before they change
+  // places.
   static i32 sum_quads(i32 a, i32 b, i32 c, i32 d) {
     const i32 ab = _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
     const i32 cd = _mm256_add_epi32(_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
-    return _mm256_add_epi32(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd));
+    const i32 sums = _mm256_add_epi32(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd));
+    return _mm256_permutevar8x32_epi32(sums, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
   }
   static i32 low_nibbles(i32 x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
   static i32 upper_nibbles(i32 x) { return _mm256_srli_epi16(x, 4); }  // above them, others

@@ -158,25 +158,27 @@ struct avx512_vectors {
   static constexpr int minifloat_column(int i) { return i / 32 * 32 + i / 16 % 2 + i % 16 * 2; }
 
   LOWBIT_INLINE static void transpose(i32 rows[16]) { transpose_16x16(rows); }
-  // Two quads of 4 rows, 4 lines apart: 16 bytes of each of them to a register, then the next 16.
+  // Two quads of 4 lines: 16 bytes of each of them to a register, then the next 16.
   LOWBIT_INLINE static void load_quads(const uint8_t* p, i32 q[2]) {
     const auto rows = [&](int row) {
       const __m256i* from = reinterpret_cast<const __m256i*>(p + row * line_bytes);
       return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256(from)),
-                                _mm256_loadu_si256(from + 4 * line_bytes / 32), 1);
+                                _mm256_loadu_si256(from + line_bytes / 32), 1);
     };
-    const i32 a = rows(0), b = rows(8);
+    const i32 a = rows(0), b = rows(2);
     q[0] = _mm512_shuffle_i32x4(a, b, 0x88);
     q[1] = _mm512_shuffle_i32x4(a, b, 0xdd);
   }
   static i32 set1_quad(const int32_t* p) {
     return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
-  // Lane 4 i + j is the sum of quad i of the j-th.
+  // The sums of the quads of a, then of b, c and d. Lane 4 i + j has that of quad i of the j-th, before they change
+  // places.
   static i32 sum_quads(i32 a, i32 b, i32 c, i32 d) {
     const i32 ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
     const i32 cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
-    return _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+    const i32 sums = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+    return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), sums);
   }
   static i32 low_nibbles(i32 x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
   static i32 upper_nibbles(i32 x) { return _mm512_srli_epi16(x, 4); }  // above them, others

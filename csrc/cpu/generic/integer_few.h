@@ -26,11 +26,10 @@ constexpr int registers_at_once = V::template integer_sums<Bits> / M >= panel_re
                                   : V::template integer_sums<Bits> / M >= 2                ? 2
                                                                                            : 1;
 
-// Register r of a panel: rows r / 4 * V::lanes + r % 4 and every fourth from there, a quad of each.
+// Rows of a register, a quad of each: one after the other, so that lines are read as they lie. Zen 4, 4096 x 4096, two
+// threads, m = 1, every fourth row to a register: int8 534 us, now 432; int4 278, now 234.
 template <class V>
-LOWBIT_INLINE int64_t first_row(int64_t r) {
-  return r / 4 * V::lanes + r % 4;
-}
+constexpr int64_t register_rows = V::lanes / 4;
 
 // Sums of M rows of x by Registers of a panel, in quads.
 template <class V, int Bits, int M, int Registers>
@@ -93,14 +92,12 @@ class quad_sums {
   LOWBIT_INLINE static void load(const uint8_t* lines, int64_t pair, typename V::i32 (*codes)[2]) {
 #pragma GCC unroll 8
     for (int i = 0; i < Registers; ++i) {
-      const uint8_t* line = lines + first_row<V>(i) * line_bytes;
+      const uint8_t* line = lines + i * register_rows<V> * line_bytes;
       V::load_quads(line + pair * 2 * quad, codes[i]);
       if (Bits != joined && !pair)  // joined ones lie in a buffer
 #pragma GCC unroll 4
-        for (int row = 0; row < V::lanes; row += 4) {
+        for (int row = 0; row < register_rows<V>; ++row) {
           prefetch_codes(line + row * line_bytes);
-          // Quarters of lines 256 bytes apart are no stream to the processor: 4096 x 4096 in int4, m = 1, took two
-          // threads 300 us, and 220 with the lines two blocks ahead in L1.
           __builtin_prefetch(line + (row + 2 * panel_rows) * line_bytes, 0, 3);
         }
     }
@@ -180,7 +177,7 @@ class few_tile {
     const bool whole = piece.begin % lines_k<Bits> == 0 && piece.end % lines_k<Bits> == 0;
 #pragma GCC unroll 1
     for (int first = 0; first < panel_registers<V>; first += at_once) {
-      const int64_t offset = first_row<V>(first) * line_bytes;
+      const int64_t offset = first * register_rows<V> * line_bytes;
       quad_sums<V, Bits, M, at_once> part(q, stride);
       if (whole) {  // by itself, so that its sums need no other registers
         part.add_lines(lines_of(piece.begin) + offset, piece.begin, (piece.end - piece.begin) / lines_k<Bits>);
