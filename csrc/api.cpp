@@ -1,6 +1,8 @@
 // The C API on the host: checks everything once, here at the edge, and hands kernels a problem they can trust.
 #include "api.h"
 
+#include <cstring>
+
 #include "dispatch/cpu.h"
 #include "gemm/contract.h"
 #include "layout/canonical.h"
@@ -140,7 +142,7 @@ lowbit_status check_activation_format(lowbit_activation_format format) {
 template <class View>
 lowbit_weight description_of(const View& v, lowbit_device packed_for) {
   lowbit_weight w{};
-  w.format = find_format(v.format->name);
+  w.format = index_of(*v.format);
   w.n = v.shape.n;
   w.k = v.shape.k;
   w.group_n = v.shape.group_n;
@@ -162,7 +164,7 @@ bool worth_threads(const gemm_problem& p) {
 lowbit_problem problem_of(const gemm_problem& p, lowbit_family family) {
   lowbit_problem problem{};
   problem.family = family;
-  problem.format = find_format(p.w.format->name);
+  problem.format = index_of(*p.w.format);
   problem.m = p.m;
   problem.n = p.w.shape.n;
   problem.k = p.w.shape.k;
@@ -197,6 +199,10 @@ lowbit_status lowbit_format_find(const char* name, lowbit_format* format) {
 }
 
 // ---- weights ----
+
+lowbit_status lowbit_weight_shapes(const lowbit_weight* weight, lowbit_array_shapes* shapes) {
+  return weight_shapes(*weight, shapes);
+}
 
 lowbit_status lowbit_packed_bytes(const lowbit_weight* weight, size_t* bytes) {
   if (const lowbit_status status = check_device(weight->packed_for, "packed_for")) return status;
@@ -251,6 +257,15 @@ lowbit_status lowbit_weight_from_text(const char* text, lowbit_weight* weight) {
 }
 
 // ---- multiplication ----
+
+lowbit_status lowbit_function_find(const char* name, lowbit_function* function) {
+  for (int f = LOWBIT_SILU; f <= LOWBIT_RELU; ++f)
+    if (!std::strcmp(name, function_names[f])) {
+      *function = static_cast<lowbit_function>(f);
+      return LOWBIT_OK;
+    }
+  return fail(LOWBIT_INVALID_VALUE, "function is '%s': it must be silu, gelu, gelu_tanh or relu", name);
+}
 
 lowbit_status lowbit_gemm(const lowbit_gemm_args* a) {
   if (const lowbit_status status = check_device(a->device, "device")) return status;

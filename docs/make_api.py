@@ -93,7 +93,10 @@ def presets() -> str:
         words = {(1, 4096): "a row", (4096, 4096): "the tensor"}
         size = words.get(group) or (str(group[1]) if group[0] == 1 else f"{group[0]} x {group[1]}")
         kind = fmt.name + ("" if scheme.symmetric else ", zero points")
-        activations = "int8, per row" if scheme.activation else "float"
+        activations = "float"
+        if scheme.activation:
+            part = f"{scheme.activation_group} columns of a row" if scheme.activation_group else "row"
+            activations = f"{scheme.activation}, per {part}" + (" (CPU: float)" if scheme.activation == "fp8" else "")
         scale_bits = 8 * scheme.scales(lowbit.formats.FLOATS[2]).itemsize + (0 if scheme.symmetric else fmt.bits)
         bits = fmt.bits + scale_bits / (group[0] * group[1])
         lines.append(f"| `{name}` | {kind} | {size} | {activations} | {bits:.4g} |")

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 Array: TypeAlias = Any  # with __array__, __dlpack__ or the buffer protocol
 
+PACKED_HEADER_BYTES: int
+
 def formats() -> list[dict[str, Any]]: ...
 def packed_bytes(
     format: str,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lowbit.functional import linear
     from lowbit.info import explain
     from lowbit.model import Report, quantize_
+    from lowbit.pretrained import load_pretrained, save_pretrained
     from lowbit.quantizers import quantize, relative_error
     from lowbit.quantizers.activations import QuantizedActivation, quantize_activation
     from lowbit.quantizers.scheme import Scheme
@@ -34,12 +35,14 @@ _PUBLIC = {
     "formats": ("lowbit.formats", ""),
     "info": ("lowbit.info", ""),
     "linear": ("lowbit.functional", "linear"),
+    "load_pretrained": ("lowbit.pretrained", "load_pretrained"),
     "nn": ("lowbit.nn", ""),
     "quantize": ("lowbit.quantizers", "quantize"),
     "quantize_": ("lowbit.model", "quantize_"),
     "quantize_activation": ("lowbit.quantizers.activations", "quantize_activation"),
     "quantizers": ("lowbit.quantizers", ""),
     "relative_error": ("lowbit.quantizers", "relative_error"),
+    "save_pretrained": ("lowbit.pretrained", "save_pretrained"),
 }
 
 __all__ = [
@@ -53,12 +56,14 @@ __all__ = [
     "formats",
     "info",
     "linear",
+    "load_pretrained",
     "nn",
     "quantize",
     "quantize_",
     "quantize_activation",
     "quantizers",
     "relative_error",
+    "save_pretrained",
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,8 +14,6 @@ from lowbit._load import core
 from lowbit.canonical import Canonical, as_bytes, as_scale_dtype, check_shapes, check_tensor, check_values
 from lowbit.formats import Format, describe_shape, dtype_name, num_groups
 from lowbit.ops import ops
-
-_HEADER_BYTES = 256  # of a packed weight, which describe it
 
 
 def layout_on(device: torch.device) -> str:
@@ -171,7 +170,7 @@ class QuantizedTensor:
         elif description is not None and global_scale is not None and not _has_offset(description):
             header = {**core().weight_from_text(description), "packed_for": "cuda"}
         else:
-            header = core().describe(packed.detach()[:_HEADER_BYTES].cpu().numpy(), packed.numel())
+            header = core().describe(packed.detach()[: core().PACKED_HEADER_BYTES].cpu().numpy(), packed.numel())
         self = cls.__new__(cls)
         self._set(
             formats.get(header["format"]),
@@ -269,7 +268,9 @@ class QuantizedTensor:
             assert canonical is not None
             codes, scales, zero_points, *beside = canonical.for_ops()
             factor, name = self.global_scale, self.format.name
-            with torch.inference_mode(False):  # autograd keeps no tensor that was made in inference mode
+            # Autograd keeps no tensor that was made in inference mode, and one that was made inside a transform of
+            # torch.func dies with it.
+            with torch.inference_mode(False), _outside_transforms():
                 packed = ops.pack(
                     codes, scales, zero_points, factor, name, *self.shape, *self.group, *beside, self.scale_offset
                 )
@@ -397,6 +398,9 @@ class QuantizedTensor:
             self.global_scale,
             self.scale_offset,
         )
+
+
+_outside_transforms: Any = getattr(torch._C, "_DisableFuncTorch", nullcontext)
 
 
 def _has_offset(description: str) -> bool:

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <vector>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -138,6 +139,26 @@ const cpu_isa isas[] = {
 #undef LOWBIT_CPU_ISA
 constexpr int isa_count = static_cast<int>(sizeof isas / sizeof isas[0]);
 
+// What of the levels this processor has, found once: every product asks.
+struct supported_levels {
+  struct {
+    bool supported;
+    std::vector<bool> rows;  // has the features of the kernel rows
+  } levels[isa_count];
+  supported_levels() {
+    for (int i = 0; i < isa_count; ++i) {
+      levels[i].supported = cpu_has(isas[i].features);
+      for (int row = 0; row < isas[i].num_kernels; ++row)
+        levels[i].rows.push_back(cpu_has(isas[i].kernels[row].features));
+    }
+  }
+};
+
+const supported_levels& machine() {
+  static const supported_levels table;
+  return table;
+}
+
 // The best supported level, no better than LOWBIT_CPU_ISA names. The core prints nothing: an
 // unknown name caps nothing, and the Python package refuses to load with one.
 int initial_isa() {
@@ -169,7 +190,7 @@ bool cpu_has(const char* list) {
   return true;
 }
 
-bool cpu_isa_supported(int index) { return cpu_has(isas[index].features); }
+bool cpu_isa_supported(int index) { return machine().levels[index].supported; }
 int current_cpu_isa() { return current().load(std::memory_order_relaxed); }
 
 lowbit_status set_cpu_isa(int index) {
@@ -195,46 +216,41 @@ const char* cpu_feature_list() {
   return t.list;
 }
 
+namespace {
+
+// Why a row does not run the problem: say(reason with %s, a word of it), or false where it does.
+template <class Say>
+bool refused(int isa, const kernel_row& row, const lowbit_problem& problem, const Say& say) {
+  const format_row& format = format_at(problem.format);
+  if (row.family != problem.family) return say("another family", "");
+  if (!cpu_isa_supported(isa)) return say("this processor lacks its level (%s)", isas[isa].name);
+  if (isa > current_cpu_isa()) return say("the level in use is capped below it (%s)", isas[isa].name);
+  if (!machine().levels[isa].rows[static_cast<size_t>(&row - isas[isa].kernels)]) return say("needs %s", row.features);
+  if (problem.family == LOWBIT_INTEGER && !format.integer()) return say("%s is no integer format", format.name);
+  if (!(row.recipes & bit(format.decode))) return say("does not decode %s", format.name);
+  if (format.minimum && !(row.recipes & minima)) return say("does not add the minima of %s", format.name);
+  if (format.two_levels() && !(row.recipes & two_levels))
+    return say("does not make scales of two levels (%s)", format.name);
+  if (!(row.x_dtypes & bit(problem.x_dtype))) return say("does not take %s activations", dtype_name(problem.x_dtype));
+  return false;
+}
+
+}  // namespace
+
 const char* refusal(int isa, const kernel_row& row, const lowbit_problem& problem) {
   static thread_local char reason[256];
-  const format_row& format = format_at(problem.format);
-  if (row.family != problem.family) return "another family";
-  if (isa > current_cpu_isa() || !cpu_isa_supported(isa)) {
-    const char* why = cpu_isa_supported(isa) ? "the level in use is capped below it" : "this processor lacks its level";
-    std::snprintf(reason, sizeof reason, "%s (%s)", why, isas[isa].name);
-    return reason;
-  }
-  if (!cpu_has(row.features)) {
-    std::snprintf(reason, sizeof reason, "needs %s", row.features);
-    return reason;
-  }
-  if (problem.family == LOWBIT_INTEGER && !format.integer()) {
-    std::snprintf(reason, sizeof reason, "%s is no integer format", format.name);
-    return reason;
-  }
-  if (!(row.recipes & bit(format.decode))) {
-    std::snprintf(reason, sizeof reason, "does not decode %s", format.name);
-    return reason;
-  }
-  if (format.minimum && !(row.recipes & minima)) {
-    std::snprintf(reason, sizeof reason, "does not add the minima of %s", format.name);
-    return reason;
-  }
-  if (format.two_levels() && !(row.recipes & two_levels)) {
-    std::snprintf(reason, sizeof reason, "does not make scales of two levels (%s)", format.name);
-    return reason;
-  }
-  if (!(row.x_dtypes & bit(problem.x_dtype))) {
-    std::snprintf(reason, sizeof reason, "does not take %s activations", dtype_name(problem.x_dtype));
-    return reason;
-  }
-  return nullptr;
+  const auto say = [](const char* text, const char* word) {
+    std::snprintf(reason, sizeof reason, text, word);
+    return true;
+  };
+  return refused(isa, row, problem, say) ? reason : nullptr;
 }
 
 const kernel_row* select_kernel(const lowbit_problem& problem) {
+  const auto silent = [](const char*, const char*) { return true; };  // every product asks: text would cost 1 us
   for (int isa = current_cpu_isa(); isa >= 0; --isa)
     for (int i = 0; i < isas[isa].num_kernels; ++i)
-      if (!refusal(isa, isas[isa].kernels[i], problem)) return &isas[isa].kernels[i];
+      if (!refused(isa, isas[isa].kernels[i], problem, silent)) return &isas[isa].kernels[i];
   return nullptr;
 }
 

@@ -71,6 +71,13 @@ struct format_row {
     for (int c = 1; c < 1 << bits; ++c) high = values[c] > high ? values[c] : high;
     return static_cast<int>(high);
   }
+  // The code whose value has the least magnitude.
+  unsigned least_code() const {
+    unsigned least = 0;
+    for (unsigned c = 1; c < 1u << bits; ++c)
+      if (__builtin_fabsf(values[c]) < __builtin_fabsf(values[least])) least = c;
+    return least;
+  }
   bool two_levels() const { return super_groups != 0; }
   bool super_flat() const { return scale == scale_rule::u8; }
   int super_dtype() const { return super_flat() ? LOWBIT_F32 : LOWBIT_F16; }
@@ -97,6 +104,7 @@ constexpr auto scale_value_table() {
 int num_formats();
 const format_row& format_at(int index);
 int find_format(const char* name);  // -1: no such format
+inline int index_of(const format_row& format) { return static_cast<int>(&format - &format_at(0)); }
 
 // The finite values of a format, ascending, and where each two neighbours part.
 struct encoder_table {

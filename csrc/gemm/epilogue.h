@@ -22,6 +22,8 @@
 
 namespace lowbit {
 
+inline constexpr const char* function_names[] = {"identity", "silu", "gelu", "gelu_tanh", "relu"};  // lowbit_function
+
 struct epilogue_terms {
   lowbit_function function;
   lowbit_combination combination;

@@ -60,7 +60,6 @@ lowbit_status check_codes(const lowbit_weight& w) {
 // ---- rows ----
 
 void expand_row(const uint8_t* canonical, const weight_shape& s, uint8_t flip, uint8_t* row) {
-  std::memset(row, 0, static_cast<size_t>(s.k_packed));
   for (int64_t g = 0; g < s.groups; ++g) {
     const int64_t first = g * s.group_k, count = first + s.group_k < s.k ? s.group_k : s.k - first;
     uint8_t* out = row + g * s.span;
@@ -150,7 +149,9 @@ lowbit_status check_contents(const lowbit_weight& w) {
   return check_codes(w);
 }
 
-lowbit_status check_weight_description(const lowbit_weight& w) {
+namespace {
+
+lowbit_status check_sizes(const lowbit_weight& w) {
   if (w.format < 0 || w.format >= num_formats())
     return fail(LOWBIT_INVALID_VALUE, "format %d: there are %d", w.format, num_formats());
   const format_row& format = format_at(w.format);
@@ -173,6 +174,31 @@ lowbit_status check_weight_description(const lowbit_weight& w) {
   if (format.block_k && w.k % format.block_k)
     return fail(LOWBIT_INVALID_VALUE, "k = %lld is not a multiple of block %d (%s)", static_cast<long long>(w.k),
                 format.block_k, format.name);
+  return LOWBIT_OK;
+}
+
+}  // namespace
+
+lowbit_status weight_shapes(const lowbit_weight& w, lowbit_array_shapes* shapes) {
+  if (const lowbit_status status = check_sizes(w)) return status;
+  const format_row& format = format_at(w.format);
+  const packed_shape s = packed_shape::of(w.n, w.k, w.group_n, w.group_k, format.bits);
+  const super_count supers(format, s, 1);
+  *shapes = {{w.n, ceil_div(w.k * format.bits, 8)}, {ceil_div(w.n, w.group_n), s.groups}, 0, {0, 0}};
+  if (format.super_flat()) {
+    shapes->super_dimensions = 1;
+    shapes->supers[0] = supers.columns;
+  } else if (format.two_levels()) {
+    shapes->super_dimensions = 2;
+    shapes->supers[0] = supers.rows;
+    shapes->supers[1] = supers.columns;
+  }
+  return LOWBIT_OK;
+}
+
+lowbit_status check_weight_description(const lowbit_weight& w) {
+  if (const lowbit_status status = check_sizes(w)) return status;
+  const format_row& format = format_at(w.format);
   const bool scale_dtype_fits = format.scale == scale_rule::any_float ? is_float_dtype(w.scale_dtype)
                                                                       : w.scale_dtype == static_cast<int>(format.scale);
   if (!scale_dtype_fits)

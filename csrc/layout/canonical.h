@@ -25,7 +25,8 @@ LOWBIT_INLINE void add_canonical_code(uint8_t* row, int bits, int64_t i, unsigne
   if (shift + bits > 8) row[byte + 1] = static_cast<uint8_t>(row[byte + 1] | code >> (8 - shift));
 }
 
-// One row of codes, a byte each, in the packed order; `flip` is xored to 8-bit codes.
+// One row of codes, a byte each, in the packed order; `flip` is xored to 8-bit codes. Of `row`, expanding leaves the
+// columns that pad groups as they are.
 void expand_row(const uint8_t* canonical, const weight_shape& shape, uint8_t flip, uint8_t* row);
 void collapse_row(const uint8_t* row, const weight_shape& shape, uint8_t flip, uint8_t* canonical);
 void store_row(const float* values, int64_t count, void* out, int64_t offset, int dtype);

@@ -14,6 +14,7 @@ struct fragment_layout {
 
   static bool holds(int bits) { return bits == 2 || bits == 4 || bits == 8; }
   static uint8_t flip(const format_row&) { return 0; }
+  static uint8_t padding(const format_row&, int) { return 0; }
 
   static void write(const uint8_t* row, const fragment_shape& s, int64_t n, uint8_t* codes) {
     for_each_four(s, n, [&](int64_t word, const int64_t* columns, const int* shifts) {

@@ -16,6 +16,11 @@ struct panel_layout {
 
   static bool holds(int) { return true; }
   static uint8_t flip(const format_row& format) { return format.decode == recipe::linear ? 0x80 : 0; }
+  // What decodes to 0, or to the least there is: under the largest scales the product of a weight may be infinite, and
+  // kernels multiply padding by activations of 0.
+  static uint8_t padding(const format_row& format, int zero_point) {
+    return static_cast<uint8_t>(format.integer() ? format.integer_offset + zero_point : format.least_code());
+  }
 
   static void write(const uint8_t* row, const packed_shape& s, int64_t n, uint8_t* codes) {
     for (int64_t column = 0; column < s.k_packed; column += chunk) {

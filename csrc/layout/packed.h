@@ -181,10 +181,11 @@ struct packed_header {
   uint64_t codes_offset, scales_offset, zero_points_offset, total_bytes;
   uint64_t checksum;  // of everything before it
 };
-inline constexpr int64_t packed_header_bytes = 256;  // codes begin at a multiple of 64
+inline constexpr int64_t packed_header_bytes = LOWBIT_PACKED_HEADER_BYTES;  // codes begin at a multiple of 64
 
 // The description, its sizes checked; fills the status' sentence on an error.
 lowbit_status check_weight_description(const lowbit_weight& weight);
+lowbit_status weight_shapes(const lowbit_weight& weight, lowbit_array_shapes* shapes);
 lowbit_status packed_bytes(const lowbit_weight& weight, size_t* bytes);
 lowbit_status pack(const lowbit_weight& weight, void* packed, size_t bytes, const lowbit_parallel* parallel);
 lowbit_status unpack(const void* packed, size_t bytes, const lowbit_weight_arrays& out,

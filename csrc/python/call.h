@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "array.h"
 #include "lowbit/lowbit.h"
@@ -66,7 +67,17 @@ inline lowbit_family family_called(const std::string& name) {
   return called<lowbit_family>(name, "family", family_names);
 }
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
+struct array_shapes {
+  std::vector<int64_t> codes, groups, supers;  // supers is empty where scales have one level
+
+  explicit array_shapes(const lowbit_weight& w) {
+    lowbit_array_shapes s;
+    check(lowbit_weight_shapes(&w, &s));
+    codes.assign(s.codes, s.codes + 2);
+    groups.assign(s.scales, s.scales + 2);
+    supers.assign(s.supers, s.supers + s.super_dimensions);
+  }
+};
 
 // query.cpp: what the core knows.
 void add_queries(py::module_& m);

@@ -39,12 +39,12 @@ void pack(const py::object& codes, const py::object& scales, const py::object& z
   const lowbit_format_info info = info_of(w.format);
   if (info.has_min || info.super_groups)
     throw py::value_error(std::string(info.name) + " has minima or scales of two levels: pack it on the CPU");
-  const int64_t groups_n = ceil_div(w.n, w.group_n), groups_k = ceil_div(w.k, w.group_k);
+  const array_shapes shapes(w);
   const array c = read_cuda(codes, "codes", stream), s = read_cuda(scales, "scales", stream);
   c.expect_dtype({"uint8", "int8", "float8_e4m3fn", "float8_e5m2"});
-  c.expect_shape({w.n, ceil_div(w.k * info.bits, 8)});
+  c.expect_shape(shapes.codes);
   s.expect_dtype({dtype_name(w.scale_dtype), info.scale_dtype < 0 ? dtype_name(w.scale_dtype) : "uint8"});
-  s.expect_shape({groups_n, groups_k});
+  s.expect_shape(shapes.groups);
   if (zero_points.is_none() != (w.zero_points == nullptr))
     throw py::value_error("zero_points are " + std::string(zero_points.is_none() ? "missing" : "given") +
                           ", the description says otherwise");
@@ -54,7 +54,7 @@ void pack(const py::object& codes, const py::object& scales, const py::object& z
   if (w.zero_points) {
     zeros = read_cuda(zero_points, "zero_points", stream);
     zeros->expect_dtype({"int8"});
-    zeros->expect_shape({groups_n, groups_k});
+    zeros->expect_shape(shapes.groups);
     w.zero_points = static_cast<const int8_t*>(zeros->data);
   }
   unlocked([&] { return lowbit_pack_cuda(&w, writable(p.bytes), p.size(), stream_of(stream)); });

@@ -54,19 +54,6 @@ struct packed_weight {
   size_t size() const { return static_cast<size_t>(bytes.size()); }
 };
 
-// Shapes of the scales of a weight, by the rule of its format.
-struct scale_shapes {
-  std::vector<int64_t> groups, supers;  // supers is empty where scales have one level
-
-  explicit scale_shapes(const lowbit_weight& w) : groups{ceil_div(w.n, w.group_n), ceil_div(w.k, w.group_k)} {
-    const lowbit_format_info info = info_of(w.format);
-    if (info.super_flat)
-      supers = {ceil_div(groups[0] * groups[1], info.super_groups)};
-    else if (info.super_groups)
-      supers = {groups[0], ceil_div(groups[1], info.super_groups)};
-  }
-};
-
 py::dict describe(const lowbit_weight& w) {
   py::dict d;
   d["format"] = info_of(w.format).name;
@@ -116,9 +103,6 @@ struct canonical_weight {
 canonical_weight canonical(const py::object& codes, const py::object& scales, const scale_arguments& beside,
                            const std::string& format, int64_t group_n, int64_t group_k, std::optional<int64_t> k,
                            float global_scale) {
-  if (group_n < 1 || group_k < 1)
-    throw py::value_error("group_n = " + std::to_string(group_n) + ", group_k = " + std::to_string(group_k) +
-                          ": both must be at least 1");
   canonical_weight c{read(codes, "codes"),
                      read(scales, "scales"),
                      read_optional(beside.zero_points, "zero_points"),
@@ -136,14 +120,14 @@ canonical_weight canonical(const py::object& codes, const py::object& scales, co
   c.w.group_k = group_k;
   c.w.global_scale = global_scale;
   c.w.scale_offset = beside.scale_offset;
-  c.codes.expect_shape({c.w.n, ceil_div(c.w.k * info.bits, 8)});
+  const array_shapes shapes(c.w);
+  c.codes.expect_shape(shapes.codes);
   if (info.scale_dtype < 0) {
     c.w.scale_dtype = c.scales.float_dtype();
   } else {
     c.w.scale_dtype = static_cast<lowbit_dtype>(info.scale_dtype);
     c.scales.expect_dtype({dtype_name(c.w.scale_dtype), "uint8"});
   }
-  const scale_shapes shapes(c.w);
   c.scales.expect_shape(shapes.groups);
   c.w.codes = c.codes.data;
   c.w.scales = c.scales.data;
@@ -188,9 +172,9 @@ py::dict unpack(const py::object& packed, int num_threads) {
   const packed_weight p(packed);
   const lowbit_weight& w = p.description;
   const bool bytes = w.scale_dtype == LOWBIT_E8M0 || w.scale_dtype == LOWBIT_E4M3;
-  py::array codes = empty({w.n, ceil_div(w.k * info_of(w.format).bits, 8)}, "uint8");
   const lowbit_format_info info = info_of(w.format);
-  const scale_shapes shapes(w);
+  const array_shapes shapes(w);
+  py::array codes = empty(shapes.codes, "uint8");
   const std::string scale_type = bytes ? "uint8" : dtype_name(w.scale_dtype),
                     super_type = dtype_name(static_cast<lowbit_dtype>(info.super_dtype));
   py::array scales = empty(shapes.groups, scale_type);
@@ -245,29 +229,33 @@ py::array dequantize(const py::object& codes, const py::object& scales, const py
 
 py::array encode(const py::object& w, const py::object& divisor, const py::object& zero_points,
                  const std::string& format, int64_t group_n, int64_t group_k, int num_threads) {
-  if (group_n < 1 || group_k < 1)
-    throw py::value_error("group_n = " + std::to_string(group_n) + ", group_k = " + std::to_string(group_k) +
-                          ": both must be at least 1");
   const array weight = read(w, "w"), divisors = read(divisor, "divisor");
   const std::optional<array> zeros = read_optional(zero_points, "zero_points");
   weight.expect_dimensions(2);
+  lowbit_weight like{};
+  like.format = format_called(format);
+  like.n = weight.shape[0];
+  like.k = weight.shape[1];
+  like.group_n = group_n;
+  like.group_k = group_k;
+  const array_shapes shapes(like);
   lowbit_encode_args args{};
-  args.format = format_called(format);
-  args.n = weight.shape[0];
-  args.k = weight.shape[1];
+  args.format = like.format;
+  args.n = like.n;
+  args.k = like.k;
   args.group_n = group_n;
   args.group_k = group_k;
   args.w = weight.data;
   args.w_dtype = weight.float_dtype();
   args.divisor = divisors.data;
   args.divisor_dtype = divisors.float_dtype();
-  divisors.expect_shape({ceil_div(args.n, group_n), ceil_div(args.k, group_k)});
+  divisors.expect_shape(shapes.groups);
   if (zeros) {
     zeros->expect_dtype({"int8"});
-    zeros->expect_shape({ceil_div(args.n, group_n), ceil_div(args.k, group_k)});
+    zeros->expect_shape(shapes.groups);
     args.zero_points = static_cast<const int8_t*>(zeros->data);
   }
-  py::array codes = empty({args.n, ceil_div(args.k * info_of(args.format).bits, 8)}, "uint8");
+  py::array codes = empty(shapes.codes, "uint8");
   args.codes = codes.mutable_data();
   const lowbit_parallel parallel = threads(num_threads);
   unlocked([&] { return lowbit_encode(&args, &parallel); });
@@ -275,12 +263,6 @@ py::array encode(const py::object& w, const py::object& divisor, const py::objec
 }
 
 // ---- multiplication ----
-
-array read_rows(const py::object& object) {
-  array x = read(object, "x", /*rows_only=*/true);
-  x.expect_dimensions(2);
-  return x;
-}
 
 py::array gemm(const py::object& x, const py::object& packed, const py::object& bias, const std::string& family,
                const std::optional<std::string>& out_dtype, const py::object& x_scale, const py::object& x_zero_point,
@@ -303,7 +285,8 @@ py::array gemm(const py::object& x, const py::object& packed, const py::object& 
 }
 
 py::tuple quantize_rows(const py::object& given_x, bool symmetric, int num_threads) {
-  const array x = read_rows(given_x);
+  const array x = read(given_x, "x", /*rows_only=*/true);
+  x.expect_dimensions(2);
   const lowbit_dtype dtype = x.float_dtype();
   const int64_t m = x.shape[0], k = x.shape[1];
   py::array q = empty({m, k}, "int8"), scale = empty({m}, "float32"), zero_point = empty({m}, "int32");
@@ -329,6 +312,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
       "The lowbit core on arrays of any library, without torch: NumPy arrays, CPU arrays with __dlpack__, and buffers. "
       "Results are new NumPy arrays (bfloat16 ones need ml_dtypes). num_threads=0: all that this process may use.";
 
+  m.attr("PACKED_HEADER_BYTES") = LOWBIT_PACKED_HEADER_BYTES;
   add_queries(m);
 
   m.def("packed_bytes", &packed_bytes, arg("format"), arg("n"), arg("k"), arg("group_n"), arg("group_k"),

@@ -3,12 +3,6 @@
 #include "call.h"
 
 namespace lowbit_python {
-namespace {
-
-constexpr const char* function_names[] = {"silu", "gelu", "gelu_tanh", "relu"};
-
-}  // namespace
-
 product::product(const lowbit_weight& w, const product_inputs& given, const reader& read)
     : x(read(given.x, "x", /*rows_only=*/true)) {
   const auto optional = [&](const py::object& object, const char* name, bool rows_only = false) {
@@ -46,9 +40,7 @@ product::product(const lowbit_weight& w, const product_inputs& given, const read
     args.x_zero_point = static_cast<const int32_t*>(zero_point_->data);
   }
 
-  if (given.function)
-    args.function =
-        static_cast<lowbit_function>(LOWBIT_SILU + called<int>(*given.function, "activation_function", function_names));
+  if (given.function) check(lowbit_function_find(given.function->c_str(), &args.function));
   const bool multiplies = !given.multiply.is_none();
   if (multiplies && !given.residual.is_none())
     throw py::value_error("multiply and residual are both given: one of them can be");

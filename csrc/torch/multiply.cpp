@@ -14,13 +14,6 @@ tensor result_for(const tensor& x, int64_t n, dtype type, place where) {
   return tensor::empty(sizes, type, where);
 }
 
-lowbit_function function_called(const std::string& name) {
-  constexpr const char* names[] = {"silu", "gelu", "gelu_tanh", "relu"};
-  for (int i = 0; i < 4; ++i)
-    if (name == names[i]) return static_cast<lowbit_function>(i + 1);
-  invalid("function is '" + name + "': it must be silu, gelu, gelu_tanh or relu");
-}
-
 // The arguments that all families share. Pointers live as long as their tensors.
 struct call {
   execution on;
@@ -85,7 +78,7 @@ struct call {
 
   void epilogue(const std::optional<std::string>& function, std::optional<tensor> multiply,
                 std::optional<tensor> residual) {
-    if (function) args.function = function_called(*function);
+    if (function) check(lowbit_function_find(function->c_str(), &args.function));
     if (multiply && residual) invalid("multiply and residual are both given: one of them can be");
     if (!multiply && !residual) return;
     const char* const name = multiply ? "multiply" : "residual";

@@ -1,5 +1,5 @@
 // The schemas of torch.ops.lowbit, and their kernels for CPU and CUDA tensors: all tensors of a call on one device, and
-// its results there. Fake kernels and gradients: lowbit/ops.py.
+// its results there. Fake kernels and gradients: lowbit/ops.
 //
 //   x            [..., k] float32, float16 or bfloat16, any strides
 //   packed       uint8 [bytes], as pack returns it for the device it is on

@@ -12,16 +12,15 @@ struct canonical_weight {
   lowbit_weight w;
 };
 
-// Shapes of the scales of a weight, by the rule of its format.
-struct scale_shapes {
-  std::vector<int64_t> groups, supers;  // supers is empty where scales have one level
+struct array_shapes {
+  std::vector<int64_t> codes, groups, supers;  // supers is empty where scales have one level
 
-  scale_shapes(const lowbit_weight& w, const lowbit_format_info& info)
-      : groups{ceil_div(w.n, w.group_n), ceil_div(w.k, w.group_k)} {
-    if (info.super_flat)
-      supers = {ceil_div(groups[0] * groups[1], info.super_groups)};
-    else if (info.super_groups)
-      supers = {groups[0], ceil_div(groups[1], info.super_groups)};
+  explicit array_shapes(const lowbit_weight& w) {
+    lowbit_array_shapes s;
+    check(lowbit_weight_shapes(&w, &s));
+    codes.assign(s.codes, s.codes + 2);
+    groups.assign(s.scales, s.scales + 2);
+    supers.assign(s.supers, s.supers + s.super_dimensions);
   }
 };
 
@@ -30,19 +29,11 @@ void expect_given(bool given, bool wanted, const char* name, const lowbit_format
   if (given != wanted) invalid(std::string(info.name) + (wanted ? " needs " : " has no ") + name);
 }
 
-void expect_positive(const char* first, int64_t a, const char* second, int64_t b) {
-  if (a >= 1 && b >= 1) return;
-  invalid(std::string(first) + " = " + std::to_string(a) + ", " + second + " = " + std::to_string(b) +
-          ": both must be at least 1");
-}
-
 canonical_weight canonical(const execution& on, const tensor& codes, const tensor& scales,
                            const std::optional<tensor>& zero_points, double global_scale, const std::string& format,
                            int64_t n, int64_t k, int64_t group_n, int64_t group_k, const std::optional<tensor>& mins,
                            const std::optional<tensor>& super_scales, const std::optional<tensor>& super_mins,
                            double scale_offset) {
-  expect_positive("n", n, "k", k);
-  expect_positive("group_n", group_n, "group_k", group_k);
   on.expect(scales, "scales");
   on.expect(zero_points, "zero_points");
   on.expect(mins, "mins");
@@ -59,9 +50,9 @@ canonical_weight canonical(const execution& on, const tensor& codes, const tenso
   w.group_k = group_k;
   w.global_scale = static_cast<float>(global_scale);
   w.scale_offset = static_cast<float>(scale_offset);
-  const scale_shapes shapes(w, info);
+  const array_shapes shapes(w);
   expect_dtype(codes, "codes", uint8_type());
-  expect_shape(codes, "codes", {n, ceil_div(k * info.bits, 8)});
+  expect_shape(codes, "codes", shapes.codes);
   if (info.scale_dtype < 0) {
     w.scale_dtype = float_dtype(scales.type(), "scales");
   } else {
@@ -119,7 +110,7 @@ void unpack(const tensor& packed, const tensor& codes, const tensor& scales, con
   const lowbit_weight& w = p.description;
   lowbit_format_info info;
   check(lowbit_format_get(w.format, &info));
-  const scale_shapes shapes(w, info);
+  const array_shapes shapes(w);
   const auto place = [&](const tensor& out, const char* name, dtype type, const std::vector<int64_t>& shape) {
     on.expect(out, name);
     expect_dtype(out, name, type);
@@ -136,7 +127,7 @@ void unpack(const tensor& packed, const tensor& codes, const tensor& scales, con
   const dtype scale_type = torch_dtype(w.scale_dtype),
               super_type = torch_dtype(static_cast<lowbit_dtype>(info.super_dtype));
   lowbit_weight_arrays out{};
-  out.codes = place(codes, "codes", uint8_type(), {w.n, ceil_div(w.k * info.bits, 8)});
+  out.codes = place(codes, "codes", uint8_type(), shapes.codes);
   out.scales = place(scales, "scales", scale_type, shapes.groups);
   out.zero_points =
       static_cast<int8_t*>(place_if(zero_points, w.zero_points, "zero_points", int8_type(), shapes.groups));
@@ -184,30 +175,31 @@ tensor encode(const tensor& w, const tensor& divisor, const std::optional<tensor
   const execution on(w);
   on.expect(divisor, "divisor");
   on.expect(zero_points, "zero_points");
-  expect_positive("n", n, "k", k);
-  expect_positive("group_n", group_n, "group_k", group_k);
+  lowbit_weight like{};
+  like.format = format_called(format);
+  like.n = n;
+  like.k = k;
+  like.group_n = group_n;
+  like.group_k = group_k;
+  const array_shapes shapes(like);
   lowbit_encode_args args{};
-  args.format = format_called(format);
-  lowbit_format_info info;
-  check(lowbit_format_get(args.format, &info));
+  args.format = like.format;
   args.n = n;
   args.k = k;
   args.group_n = group_n;
   args.group_k = group_k;
   args.w_dtype = float_dtype(w.type(), "w");
   args.divisor_dtype = float_dtype(divisor.type(), "divisor");
-  const int64_t groups_n = ceil_div(n, group_n), groups_k = ceil_div(k, group_k);
-  expect_shape(divisor, "divisor", {groups_n, groups_k});
+  expect_shape(divisor, "divisor", shapes.groups);
   const tensor w_rows = w.contiguous(), divisors = divisor.contiguous();
   std::optional<tensor> zeros;
   if (zero_points) {
     expect_dtype(*zero_points, "zero_points", int8_type());
-    expect_shape(*zero_points, "zero_points", {groups_n, groups_k});
+    expect_shape(*zero_points, "zero_points", shapes.groups);
     zeros = zero_points->contiguous();
     args.zero_points = static_cast<const int8_t*>(zeros->data());
   }
-  const int64_t sizes[] = {n, ceil_div(k * info.bits, 8)};
-  tensor codes = tensor::empty(sizes, uint8_type(), on.where);
+  tensor codes = tensor::empty(shapes.codes, uint8_type(), on.where);
   args.w = w_rows.data();
   args.divisor = divisors.data();
   args.codes = codes.mutable_data();

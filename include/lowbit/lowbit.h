@@ -123,6 +123,14 @@ typedef struct lowbit_weight_arrays {
   void *mins, *super_scales, *super_mins;
 } lowbit_weight_arrays;
 
+// Shapes of the arrays of lowbit_weight, from format, n, k and group alone.
+typedef struct lowbit_array_shapes {
+  int64_t codes[2];          // bytes
+  int64_t scales[2];         // and of zero points and mins
+  int32_t super_dimensions;  // of super scales and super mins: 2, super_flat: 1; 0: there are none
+  int64_t supers[2];
+} lowbit_array_shapes;
+LOWBIT_API lowbit_status lowbit_weight_shapes(const lowbit_weight* weight, lowbit_array_shapes* shapes);
 // The bytes that lowbit_pack writes, from the description alone (pointers are not read).
 LOWBIT_API lowbit_status lowbit_packed_bytes(const lowbit_weight* weight, size_t* bytes);
 // Checks every scale, zero point and code, then writes header and codes, for the CPU or for GPUs as
@@ -208,6 +216,9 @@ typedef enum lowbit_function LOWBIT_INT {
   LOWBIT_GELU_TANH = 3,  // x / (1 + exp(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3)
   LOWBIT_RELU = 4,       // max(x, 0)
 } lowbit_function;
+
+// "silu", "gelu", "gelu_tanh", "relu"
+LOWBIT_API lowbit_status lowbit_function_find(const char* name, lowbit_function* function);
 
 typedef enum lowbit_combination LOWBIT_INT {
   LOWBIT_ALONE = 0,

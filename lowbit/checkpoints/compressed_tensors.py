@@ -16,7 +16,7 @@ GGUF's blocks, nf4_dq        (not known to compressed-tensors) ``weight_packed``
 static activations           ``input_scale`` float32 [1], ``input_zero_point`` int8 [1]
 ===========================  ==========================================================================================
 
-``weight_scale`` is [ceil(n / group_n), ceil(k / group_k)], or [1] for one scale for the whole tensor.
+``weight_scale`` is [ceil(n / group_n), ceil(k / group_k)], or [1] where the scheme has one for the whole tensor.
 """
 
 from __future__ import annotations
@@ -45,14 +45,18 @@ WEIGHT_NAMES = (
 )
 
 
-def write_weight(quantized: QuantizedTensor, integer_activations: bool) -> dict[str, Tensor]:
-    """The tensors of a weight, by name, in the order in which checkpoints list them."""
+def write_weight(quantized: QuantizedTensor, integer_activations: bool, per_tensor: bool) -> dict[str, Tensor]:
+    """The tensors of a weight, by name, in the order in which checkpoints list them.
+
+    Args:
+        integer_activations: int8 weights are stored as such, not packed.
+        per_tensor: by its scheme the weight has one scale, not one block: it is [1], not [1, 1].
+    """
     fmt = quantized.format
     codes, scales, zero_points, mins, super_scales, super_mins = quantized.canonical()
     if scales.dtype == torch.float8_e8m0fnu:
         scales = scales.view(torch.uint8)
-    rows, columns = scales.shape
-    shape = (1,) if rows * columns == 1 and quantized.shape[0] > 1 else (rows, columns)
+    shape = (1,) if per_tensor else tuple(scales.shape)
     tensors: dict[str, Tensor] = {}
     if not _is_packed_int(fmt, integer_activations):
         tensors["weight" if fmt.bits == 8 else "weight_packed"] = codes

@@ -65,7 +65,19 @@ def load_model(model: nn.Module, path: str | os.PathLike[str], strict: bool = Tr
         TypeError: tensors of the wrong dtype.
     """
     state = load_file(path)
-    _add_tied_names(model, state)
+    add_tied_names(model, state)
+    check_model_state(model, state, path, strict)
+    model.load_state_dict(state, strict=strict, assign=assign)
+
+
+def check_model_state(
+    model: nn.Module, state: Mapping[str, Tensor], source: str | os.PathLike[str], strict: bool = True
+) -> None:
+    """Refuses a state dict that ``model.load_state_dict`` would refuse, halfway perhaps; changes nothing.
+
+    Raises:
+        ValueError, TypeError: as ``load_model``; ``source`` is where the tensors are from.
+    """
     missing: list[str] = []
     wrong: list[str] = []
     expected: set[str] = set()
@@ -87,8 +99,7 @@ def load_model(model: nn.Module, path: str | os.PathLike[str], strict: bool = Tr
         problems += missing + [f"{name} is unexpected" for name in state if name not in expected]
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise ValueError(f"{os.fspath(path)}: {'; '.join(problems[:5])}{more}")
-    model.load_state_dict(state, strict=strict, assign=assign)
+        raise ValueError(f"{os.fspath(source)}: {'; '.join(problems[:5])}{more}")
 
 
 def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -100,7 +111,7 @@ def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
-def _add_tied_names(model: nn.Module, state: dict[str, Tensor]) -> None:
+def add_tied_names(model: nn.Module, state: dict[str, Tensor]) -> None:
     """Gives every name of a tied parameter the tensor that was written under one of them."""
     names_of: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

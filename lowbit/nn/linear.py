@@ -287,7 +287,9 @@ class Linear(nn.Module):
     # ---- state: the canonical form ----
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        for name, tensor in names.write_weight(self._canonical(), self._integer).items():
+        for name, tensor in names.write_weight(
+            self._canonical(), self._integer, self.scheme.group_size == "tensor"
+        ).items():
             destination[prefix + name] = tensor
         for name in _INPUT_NAMES:
             value = getattr(self, name)

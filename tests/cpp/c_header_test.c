@@ -35,6 +35,10 @@ int main(void) {
   w.scales = scales;
   w.scale_dtype = LOWBIT_F32;
   w.global_scale = 1;
+  lowbit_array_shapes shapes;
+  CHECK(lowbit_weight_shapes(&w, &shapes) == LOWBIT_OK);
+  CHECK(shapes.codes[0] == n && shapes.codes[1] == k && shapes.scales[0] == n && shapes.scales[1] == 1);
+  CHECK(shapes.super_dimensions == 0);
   size_t bytes = 0;
   CHECK(lowbit_packed_bytes(&w, &bytes) == LOWBIT_OK);
   void* packed = malloc(bytes);
@@ -61,6 +65,10 @@ int main(void) {
   args.packed_bytes = 8;
   CHECK(lowbit_gemm(&args) == LOWBIT_INVALID_VALUE && strstr(lowbit_last_error(), "8"));
   CHECK(lowbit_format_find("int3.5", &w.format) == LOWBIT_INVALID_VALUE);
+  CHECK(lowbit_function_find("gelu_tanh", &args.function) == LOWBIT_OK && args.function == LOWBIT_GELU_TANH);
+  CHECK(lowbit_function_find("tanh", &args.function) == LOWBIT_INVALID_VALUE && strstr(lowbit_last_error(), "tanh"));
+  w.group_k = 0;
+  CHECK(lowbit_weight_shapes(&w, &shapes) == LOWBIT_INVALID_VALUE && strstr(lowbit_last_error(), "1 x 0"));
   free(packed);
   printf("lowbit %s, level %s\n", lowbit_version(), lowbit_cpu_isa_name(lowbit_cpu_isa()));
   return 0;

@@ -108,6 +108,33 @@ TEST(packed_codes_lie_where_the_picture_says) {
   }
 }
 
+// Kernels multiply padding by activations of 0: under the largest scales a code that stands for much would be infinite.
+TEST(columns_that_pad_decode_to_the_least_there_is) {
+  random_source random(7);
+  int turn = 0;
+  for (const char* format : all_formats) {
+    for_each_shape([&](int64_t n, int64_t k, int64_t group_k) {
+      if (++turn % (sanitized ? 41 : 7)) return;
+      const canonical_weight w = random_weight(options_of(format, n, k, group_k, turn), random);
+      const lowbit::format_row& f = w.format();
+      float least = INFINITY;
+      for (unsigned c = 0; c < 1u << f.bits; ++c) least = std::fmin(least, std::fabs(f.values[c]));
+      const exact_bytes packed = w.pack();
+      lowbit::packed_view v;
+      CHECK_EQ(lowbit::view_packed(packed.data(), packed.size(), &v), LOWBIT_OK);
+      for (int64_t column = 0; column < v.shape.k_packed; ++column) {
+        const int64_t g = v.shape.group_of_column(column), inside = column - g * v.shape.span;
+        if (inside < w.description.group_k && g * w.description.group_k + inside < w.k()) continue;
+        for (int64_t row = 0; row < n; ++row) {
+          const float value = f.values[v.code(row, column)] - v.zero_point(row, g);
+          CHECK(std::fabs(value) == least, "%s [%lld, packed column %lld] is %g", format, static_cast<long long>(row),
+                static_cast<long long>(column), static_cast<double>(value));
+        }
+      }
+    });
+  }
+}
+
 TEST(unpacking_inverts_packing) {
   random_source random(4);
   int turn = 0;

@@ -101,6 +101,36 @@ TEST(products_of_slabs_are_within_the_stated_bound) {
   });
 }
 
+// Weights that are finite under scales whose products with others of the format's values are not.
+TEST(padding_is_finite_under_the_largest_scales) {
+  for_each_runnable_kernel(LOWBIT_WEIGHT_ONLY, [](const lowbit::kernel_row& row) {
+    random_source random(16);
+    for (const char* format : all_formats) {
+      const lowbit::format_row& f = lowbit::format_at(lowbit::find_format(format));
+      if (!takes(row, format) || f.scale != lowbit::scale_rule::any_float || f.minimum) continue;
+      for (const int64_t group_k : {int64_t{24}, int64_t{100}, int64_t{1000}})
+        for (const int64_t m : {1, 3, 18, 40}) {
+          canonical_weight w = random_weight({format, 18, 197, 1, group_k, LOWBIT_F32, m == 3}, random);
+          for (int64_t i = 0; i < w.num_scales(); ++i) w.set_scale(i, 0x1.8p127f);
+          for (int64_t n = 0; n < w.n(); ++n)
+            for (int64_t k = 0; k < w.k(); ++k) {
+              unsigned code = w.code(n, k);
+              const auto magnitude = [&] { return std::fabs(f.values[code] - static_cast<float>(w.zero_point(n, k))); };
+              while (!(magnitude() <= 1)) code = static_cast<unsigned>(random.below(int64_t{1} << f.bits));
+              w.set_code(n, k, code);
+            }
+          multiplication c(w, m, random_float_dtype(row, random), random);
+          std::vector<float> x(static_cast<size_t>((m - 1) * c.x_stride + w.k()));
+          for (float& v : x) v = random.uniform(-0x1p-10f, 0x1p-10f);
+          c.set_x(x);
+          c.y_dtype = LOWBIT_F32;
+          CHECK_EQ(c.run(row), LOWBIT_OK);
+          check_against_double(row, w, c);
+        }
+    }
+  });
+}
+
 // One row of x picks one column of W: the decoded weight itself comes out, for every code under every kind of scale.
 TEST(one_hot_activations_give_decoded_weights) {
   for_each_runnable_kernel(LOWBIT_WEIGHT_ONLY, [](const lowbit::kernel_row& row) {
