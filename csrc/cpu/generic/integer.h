@@ -43,13 +43,15 @@ lowbit_status integer_of(const gemm_problem& p) {
         put_row<V, Bits>(s, segments, reinterpret_cast<const int8_t*>(row), x.q + m * x.stride,
                          x.sums + m * segments.count());
       }
+      if (!integer_operands::has_zeros(p))  // codes have one offset: sums of values start from those of -offset
+        for (int64_t i = 0; i < segments.count(); ++i) x.sums[m * segments.count() + i] *= -p.w.format->integer_offset;
     }
   });
   if (out_of_memory) return fail(LOWBIT_OUT_OF_MEMORY, "no memory for a row of activations");
   const integer_operands operands(p, segments, x);
   parallel_for(p.parallel, s.panels, [&](int64_t begin, int64_t end) {
     if (p.m <= V::template integer_few<Bits>)
-      for (int64_t panel = begin; panel < end; ++panel) integer_few_call<V, Bits>(operands).multiply_panel(panel);
+      integer_few_call<V, Bits>(operands).run(begin, end);
     else if (!integer_many_call<V, Bits>(operands).run(begin, end))
       __atomic_store_n(&out_of_memory, true, __ATOMIC_RELAXED);
   });

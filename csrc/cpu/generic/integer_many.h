@@ -55,10 +55,10 @@ class transposed_sums {
   static constexpr int vectors = static_cast<int>(width) / V::lanes;
   static constexpr int64_t parts = V::template code_parts<Bits>;
 
-  LOWBIT_INLINE transposed_sums(bool first, const int32_t* exact) {
-    for_each([&](int i, int j) __attribute__((always_inline)) {
-      sums_[i][j] = first ? V::zero_i32() : V::load_bytes(exact + i * width + j * V::lanes);
-    });
+  // start(row, vector): what a sum begins with.
+  template <class F>
+  LOWBIT_INLINE explicit transposed_sums(const F& start) {
+    for_each([&](int i, int j) __attribute__((always_inline)) { sums_[i][j] = start(i, j); });
   }
 
   LOWBIT_INLINE void add(const int32_t* codes, int64_t dwords, const int32_t* q, int64_t stride) {
@@ -74,7 +74,7 @@ class transposed_sums {
   // f(row, vector)
   template <class F>
   LOWBIT_INLINE static void for_each(const F& f) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = M - 1; i >= 0; --i)  // that of ones first
 #pragma GCC unroll 4
       for (int j = 0; j < vectors; ++j) f(i, j);
@@ -88,7 +88,7 @@ class transposed_sums {
     typename V::i32 c[vectors];
 #pragma GCC unroll 4
     for (int j = 0; j < vectors; ++j) c[j] = V::load_bytes(codes + j * V::lanes);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < M; ++i) {
       const typename V::i32 x = V::set1_i32(q[i * stride]);
 #pragma GCC unroll 4
@@ -141,7 +141,9 @@ class integer_many_call {
         // Rows of x are shared out evenly: 8 are 4 + 4, not 6 + 2. The last, that of ones, is in the first tile.
         for (int64_t tiles = ceil_div(o.x.rows, V::mr_integer), t = tiles; t-- > 0;) {
           const int64_t m = o.x.rows * t / tiles, count = o.x.rows * (t + 1) / tiles - m;
-          multiply_rows<V::mr_integer>(count, m, run, codes, scales, exact + m * width, y + m * width);
+          with_count<1, V::mr_integer>(count, [&](auto rows) __attribute__((always_inline)) {
+            multiply_rows<rows.value>(m, run, codes, scales, exact + m * width, y + m * width);
+          });
         }
         column = run.end, segment = run.next_segment();
       }
@@ -178,32 +180,31 @@ class integer_many_call {
                                });
   }
 
-  // Rows [m, m + count) of x by a run. Not inlined: a tile needs all registers.
+  // Rows [m, m + M) of x by a run. Not inlined: a tile needs all registers.
   template <int M>
-  [[gnu::noinline]] void multiply_rows(int64_t count, int64_t m, const integer_run& run, const int32_t* codes,
+  [[gnu::noinline]] void multiply_rows(int64_t m, const integer_run& run, const int32_t* codes,
                                        segment_scales (*scales)[integer_run::most], int32_t* exact, float* y) const {
-    if constexpr (M > 1)
-      if (count < M) return multiply_rows<M - 1>(count, m, run, codes, scales, exact, y);
     const quantized_matrix x = o.x;
     const int64_t ones = o.ones ? o.p.m - m : M, segments = o.segments.count();
     const bool zeros = o.zeros;
     for (int64_t s = 0; s < run.count; ++s) {
       const integer_piece& piece = run.pieces[s];
       using tile = transposed_sums<V, Bits, M>;
-      tile sums(piece.first, exact);
+      const int32_t* q_sums = x.sums + m * segments + piece.segment;
+      tile sums([&](int i, int j) __attribute__((always_inline)) {
+        if (!piece.first) return V::load_bytes(exact + i * width + j * V::lanes);
+        return zeros ? V::zero_i32() : V::set1_i32(q_sums[i * segments]);
+      });
       sums.add(codes + (piece.begin - run.begin) / 4 * parts * width, (piece.end - piece.begin) / 4,
                x.q + m * x.stride + piece.begin / 4 * parts, x.stride);
-      const int32_t* q_sums = x.sums + m * segments + piece.segment;
       tile::for_each([&](int i, int j) __attribute__((always_inline)) {
         const int64_t at = i * width + j * V::lanes, r = j * V::lanes % panel_rows;
         segment_scales& scale = scales[j * V::lanes / panel_rows][s];
-        if (!piece.last)
-          V::store_bytes(exact + at, sums.at(i, j));
-        else if (i == ones)
-          put_weight_sums<V>(sums.at(i, j), q_sums[i * segments], r, scale);
-        else
-          V::store(y + at, scale_sums<V>(sums.at(i, j), scale, r, zeros, q_sums[i * segments], x.zero_point[m + i],
-                                         V::load(y + at)));
+        typename V::i32 sum = sums.at(i, j);
+        if (!piece.last) return V::store_bytes(exact + at, sum);
+        if (i == ones) return put_weight_sums<V>(sum, q_sums[i * segments], r, scale);
+        if (zeros) sum = subtract_zeros<V>(sum, scale, r, q_sums[i * segments], x.zero_point[m + i]);
+        add_scaled<V>(sum, V::load(scale.scale + r), y + at);
       });
     }
   }

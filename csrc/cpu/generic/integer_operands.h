@@ -16,7 +16,11 @@ struct integer_operands {
   const bool zeros;  // of W or of x
 
   integer_operands(const gemm_problem& problem, const integer_segments& s, const quantized_matrix& activations)
-      : p(problem), w(problem.w), segments(s), x(activations), ones(x.rows > p.m), zeros(w.zero_points || ones) {}
+      : p(problem), w(problem.w), segments(s), x(activations), ones(x.rows > p.m), zeros(has_zeros(p)) {}
+
+  static bool has_zeros(const gemm_problem& p) {
+    return p.w.zero_points || p.activation != LOWBIT_DYNAMIC_SYMMETRIC;
+  }
 };
 
 // ---- pieces of K ----
@@ -46,6 +50,18 @@ struct integer_run {
   }
   int64_t next_segment() const { return pieces[count - 1].segment + pieces[count - 1].last; }
 };
+
+// f(count as a constant), Low <= count <= High.
+template <int Low, int High, class F>
+LOWBIT_INLINE void with_count(int64_t count, const F& f) {
+  constexpr int middle = (Low + High) / 2;
+  if constexpr (Low == High)
+    f(constant<Low>{});
+  else if (count <= middle)
+    with_count<Low, middle>(count, f);
+  else
+    with_count<middle + 1, High>(count, f);
+}
 
 // ---- codes ----
 
@@ -90,17 +106,19 @@ LOWBIT_INLINE void put_weight_sums(typename V::i32 exact, int32_t columns, int64
   V::store_bytes(s.weight_sum + r, V::sub_i32(exact, offsets));
 }
 
-// One row of x and V::lanes outputs:   fma(float(exact - offset q_sum - weight_sum x_zero), scale, y)
+// Where W or x has zero points: exact sums of one row of x and V::lanes outputs without them.
+//   exact - offset q_sum - weight_sum x_zero
 template <class V>
-LOWBIT_INLINE typename V::f32 scale_sums(typename V::i32 exact, const segment_scales& s, int64_t r, bool zeros,
-                                         int32_t q_sum, int32_t x_zero, typename V::f32 y) {
-  if (zeros) {
-    exact = V::sub_i32(exact, V::mul_i32(V::load_bytes(s.offset + r), V::set1_i32(q_sum)));
-    exact = V::sub_i32(exact, V::mul_i32(V::load_bytes(s.weight_sum + r), V::set1_i32(x_zero)));
-  } else {
-    exact = V::sub_i32(exact, V::set1_i32(s.offset[0] * q_sum));
-  }
-  return V::fma(V::to_f32(exact), V::load(s.scale + r), y);
+LOWBIT_INLINE typename V::i32 subtract_zeros(typename V::i32 exact, const segment_scales& s, int64_t r, int32_t q_sum,
+                                             int32_t x_zero) {
+  exact = V::sub_i32(exact, V::mul_i32(V::load_bytes(s.offset + r), V::set1_i32(q_sum)));
+  return V::sub_i32(exact, V::mul_i32(V::load_bytes(s.weight_sum + r), V::set1_i32(x_zero)));
+}
+
+// One row of x and V::lanes outputs.
+template <class V>
+LOWBIT_INLINE void add_scaled(typename V::i32 exact, typename V::f32 scale, float* y) {
+  V::store(y, V::fma(V::to_f32(exact), scale, V::load(y)));
 }
 
 }  // namespace

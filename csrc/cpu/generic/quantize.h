@@ -34,7 +34,7 @@ struct quantized_matrix {
   int64_t rows, stride;  // the row of ones included
   float* scale;          // [m]
   int32_t* zero_point;   // [m]
-  int32_t* sums;         // [rows][segments]: sum of q
+  int32_t* sums;         // [rows][segments]: sum of q; without zero points, what exact sums start from
 };
 
 inline row_quantization extremes_to_quantization(const gemm_problem& p, int64_t m, const float* row) {
