@@ -156,9 +156,10 @@ lowbit_weight description_of(const View& v, lowbit_device packed_for) {
 }
 
 // Waking a pool takes 5 to 20 us: not worth it for less than about 10 us of one core.
-bool worth_threads(const gemm_problem& p) {
+bool worth_threads(const gemm_problem& p, lowbit_family family) {
   constexpr int64_t decoding = 4;  // decoding a weight costs about as much as multiplying it by 4 rows of x
-  return (p.m + decoding) * p.w.shape.n >= (int64_t{1} << 21) / p.w.shape.k;
+  const int64_t enough = family == LOWBIT_INTEGER ? int64_t{1} << 21 : int64_t{1} << 20;
+  return (p.m + decoding) * p.w.shape.n >= enough / p.w.shape.k;
 }
 
 lowbit_problem problem_of(const gemm_problem& p, lowbit_family family) {
@@ -293,7 +294,7 @@ lowbit_status lowbit_gemm(const lowbit_gemm_args* a) {
   if (a->family == LOWBIT_INTEGER && p.activation == LOWBIT_STATIC)
     if (const lowbit_status status = check_static_scales(p)) return status;
   if (p.m == 0) return LOWBIT_OK;
-  if (!worth_threads(p)) p.parallel = nullptr;
+  if (!worth_threads(p, a->family)) p.parallel = nullptr;
   const lowbit_problem problem = problem_of(p, a->family);
   const kernel_row* kernel = select_kernel(problem);
   if (!kernel)

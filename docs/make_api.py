@@ -44,6 +44,8 @@ PAGE: list[tuple[str, list[Any]]] = [
     (
         "Checkpoints",
         [
+            lowbit.load_pretrained,
+            lowbit.save_pretrained,
             lowbit.checkpoints.compressed_tensors,
             lowbit.checkpoints.save_model,
             lowbit.checkpoints.load_model,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lowbit.formats import FLOATS, describe_shape, dtype_name
-from lowbit.ops import FUNCTIONS, call, ops
+from lowbit.ops import FUNCTIONS, call
 from lowbit.tensor import QuantizedTensor
 
 
@@ -92,7 +92,7 @@ def linear(
         ]
         if given:
             raise ValueError(f"{', '.join(given)}: only activation='int8' or 'fp8' takes this")
-        return call(ops.weight_only, epilogue, x, packed, bias, n, weight.description)
+        return call("weight_only", epilogue, x, packed, bias, n, weight.description)
     if activation == "fp8":
         return _linear_fp8(
             x, weight, packed, bias, symmetric, x_scale, x_zero_point, x_group, accum, out_dtype, epilogue
@@ -106,9 +106,8 @@ def linear(
     scale = zero_point = None
     if x_scale is not None:
         scale, zero_point = static_scale(x_scale, x_zero_point, packed.device, x.numel() // k)
-    return integer(
-        x, packed, bias, n, scale, zero_point, symmetric, out_dtype, torch.float32, weight.description, epilogue
-    )
+    dtype = _out_dtype(x, out_dtype)
+    return call("integer", epilogue, x, packed, bias, n, scale, zero_point, symmetric, dtype, weight.description)
 
 
 def _linear_fp8(
@@ -141,50 +140,13 @@ def _linear_fp8(
         scale, _ = static_scale(x_scale, None, packed.device, numbers)
         if x_group and scale.numel() != numbers:
             raise ValueError(f"x_scale has {scale.numel()} numbers: with x_group it must have {numbers}")
-    return fp8(
-        x, packed, bias, weight.shape[0], scale, x_group, accum, out_dtype, torch.float32, weight.description, epilogue
-    )
+    arguments = (scale, x_group or 0, accum == "fast", _out_dtype(x, out_dtype), weight.description)
+    return call("fp8", epilogue, x, packed, bias, weight.shape[0], *arguments)
 
 
-def fp8(
-    x: Tensor,
-    packed: Tensor,
-    bias: Tensor | None,
-    n: int,
-    x_scale: Tensor | None,
-    x_group: int | None,
-    accum: str,
-    out_dtype: torch.dtype | None,
-    fp8_out_dtype: torch.dtype,
-    description: str | None,
-    epilogue: tuple[Any, ...] = (),
-) -> Tensor:
-    """The ``fp8`` op, its result in ``out_dtype``, else in x's dtype, else (x is e4m3) in ``fp8_out_dtype``."""
-    dtype = _out_dtype(x, out_dtype, fp8_out_dtype)
-    return call(ops.fp8, epilogue, x, packed, bias, n, x_scale, x_group or 0, accum == "fast", dtype, description)
-
-
-def integer(
-    x: Tensor,
-    packed: Tensor,
-    bias: Tensor | None,
-    n: int,
-    x_scale: Tensor | None,
-    x_zero_point: Tensor | None,
-    symmetric: bool,
-    out_dtype: torch.dtype | None,
-    int8_out_dtype: torch.dtype,
-    description: str | None,
-    epilogue: tuple[Any, ...] = (),
-) -> Tensor:
-    """The ``integer`` op, its result in ``out_dtype``, else in x's dtype, else (x is int8) in ``int8_out_dtype``."""
-    dtype = _out_dtype(x, out_dtype, int8_out_dtype)
-    return call(ops.integer, epilogue, x, packed, bias, n, x_scale, x_zero_point, symmetric, dtype, description)
-
-
-def _out_dtype(x: Tensor, wanted: torch.dtype | None, of_quantized: torch.dtype) -> torch.dtype:
+def _out_dtype(x: Tensor, wanted: torch.dtype | None) -> torch.dtype:
     if wanted is None:
-        return x.dtype if x.dtype in FLOATS else of_quantized
+        return x.dtype if x.dtype in FLOATS else torch.float32
     if wanted not in FLOATS:
         raise TypeError(f"out_dtype is {dtype_name(wanted)}: it must be float32, float16 or bfloat16")
     return wanted
@@ -203,8 +165,8 @@ def check_activation(x: Any, k: int, device: torch.device, quantized: torch.dtyp
     if (
         not isinstance(x, Tensor)
         or not (x.dtype in FLOATS or x.dtype == quantized)
-        or x.dim() == 0
-        or x.shape[-1] != k
+        or not (shape := x.shape)
+        or shape[-1] != k
         or x.device != device
     ):
         _refuse_activation(x, k, device, quantized)

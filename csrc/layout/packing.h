@@ -152,7 +152,9 @@ struct read_before {
   lowbit_weight w;
   typename Layout::shape shape;
 
-  bool is(const void* packed, size_t size) const { return size == bytes && !std::memcmp(packed, &header, sizeof header); }
+  bool is(const void* packed, size_t size) const {
+    return size == bytes && !std::memcmp(packed, &header, sizeof header);
+  }
   lowbit_status read(const void* packed, size_t size) {
     bytes = 0;  // until all is well
     if (const lowbit_status status = read_header(packed, size, Layout::id, &w)) return status;

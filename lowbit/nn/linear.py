@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lowbit import formats
 from lowbit.checkpoints import compressed_tensors as names
 from lowbit.formats import describe_shape, dtype_name
-from lowbit.functional import check_activation, checked_epilogue, fp8, integer, static_scale
+from lowbit.functional import check_activation, checked_epilogue, static_scale
 from lowbit.ops import call, ops
 from lowbit.quantizers import quantize
 from lowbit.quantizers.scheme import Scheme
@@ -180,35 +180,20 @@ class Linear(nn.Module):
         epilogue: tuple[Any, ...] = ()
         if activation_function is not None or multiply is not None or residual is not None:
             epilogue = checked_epilogue(x, self.out_features, activation_function, multiply, residual)
+        description = self._description
         if family == "weight_only":
-            return call(ops.weight_only, epilogue, x, packed, bias, self.out_features, self._description)
+            return call("weight_only", epilogue, x, packed, bias, self.out_features, description)
+        scheme, dtype = self.scheme, x.dtype
+        if dtype == quantized:
+            like = buffers["_like"]
+            assert like is not None
+            dtype = like.dtype
+        arguments: tuple[Any, ...]
         if family == "fp8":
-            return fp8(
-                x,
-                packed,
-                bias,
-                self.out_features,
-                scale,
-                self.scheme.activation_group,
-                self.scheme.accum,
-                None,
-                self._like.dtype,
-                self._description,
-                epilogue,
-            )
-        return integer(
-            x,
-            packed,
-            bias,
-            self.out_features,
-            scale,
-            buffers["input_zero_point"],
-            self.scheme.activation_symmetric,
-            None,
-            self._like.dtype,
-            self._description,
-            epilogue,
-        )
+            arguments = (scale, scheme.activation_group or 0, scheme.accum == "fast", dtype, description)
+        else:
+            arguments = (scale, buffers["input_zero_point"], scheme.activation_symmetric, dtype, description)
+        return call(family, epilogue, x, packed, bias, self.out_features, *arguments)
 
     @property
     def quantized(self) -> QuantizedTensor:

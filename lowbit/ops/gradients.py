@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from lowbit.ops import NAMESPACE, PRODUCTS, library, ops
 
@@ -184,7 +185,7 @@ def _vmap(
 
 def _transforms_are_active() -> bool:
     """torch.func's, or forward mode, which marks no tensor as one that requires a gradient."""
-    return bool(torch._C._are_functorch_transforms_active()) or torch.autograd.forward_ad._current_level >= 0
+    return bool(torch._C._are_functorch_transforms_active()) or forward_ad._current_level >= 0
 
 
 def _product(op: Any, *arguments: Any) -> Tensor:
@@ -198,7 +199,7 @@ def _product(op: Any, *arguments: Any) -> Tensor:
 def _autograd(op: Any, keyset: Any, *arguments: Any) -> Tensor:
     """What the dispatcher calls for tensors that may need a gradient."""
     wanted = torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in arguments)
-    if _transforms_are_active() and (wanted or torch.autograd.forward_ad._current_level >= 0):
+    if _transforms_are_active() and (wanted or forward_ad._current_level >= 0):
         raise NotImplementedError(
             f"{op}: torch.func's transforms and forward mode take lowbit.linear, not the operator"
         )
@@ -219,25 +220,33 @@ for _name in PRODUCTS:
         library.impl(_name, partial(_autograd, _op), "Autograd", with_keyset=True)
 
 
-def call(op: Any, epilogue: tuple[Any, ...], x: Tensor, packed: Tensor, bias: Tensor | None, *arguments: Any) -> Tensor:
-    """``op`` on the arguments and the epilogue (none, or function, multiply and residual), by the shortest way.
+# The ops as functions of C: what ``ops`` gives is Python around them.
+_EAGER = {name: getattr(getattr(ops, name).default, "_op", getattr(ops, name)) for name in PRODUCTS}
+
+
+def call(
+    name: str, epilogue: tuple[Any, ...], x: Tensor, packed: Tensor, bias: Tensor | None, *arguments: Any
+) -> Tensor:
+    """The op on the arguments and the epilogue (none, or function, multiply and residual), by the shortest way.
 
     What the dispatcher finds is Python that takes 5 us where no gradient is wanted: longer than a small layer. Traced
     calls and those under autocast stay as they are: a graph is to show the op alone, and autocast's casts belong to
     the gradient.
     """
     if torch.compiler.is_compiling() or _below_autograd is None:
-        result: Tensor = op(x, packed, bias, *arguments, *epilogue)
-    elif _transforms_are_active():
-        result = _product(op, x, packed, bias, *arguments, *epilogue)
-    elif not torch.is_grad_enabled() or not any(
-        tensor is not None and tensor.requires_grad for tensor in (x, bias, *epilogue[1:])
+        result: Tensor = getattr(ops, name)(x, packed, bias, *arguments, *epilogue)
+    elif torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        result = _product(getattr(ops, name), x, packed, bias, *arguments, *epilogue)
+    elif not torch.is_grad_enabled() or not (
+        x.requires_grad
+        or (bias is not None and bias.requires_grad)
+        or any(tensor is not None and tensor.requires_grad for tensor in epilogue[1:])
     ):
         with _below_autograd():
-            result = op(x, packed, bias, *arguments, *epilogue)
+            result = _EAGER[name](x, packed, bias, *arguments, *epilogue)
     elif torch.is_autocast_enabled(x.device.type):
-        result = op(x, packed, bias, *arguments, *epilogue)
+        result = getattr(ops, name)(x, packed, bias, *arguments, *epilogue)
     else:
         recorded: Any = _Recorded.apply
-        result = recorded(x, packed, bias, *arguments, *(epilogue or (None, None, None)), op)
+        result = recorded(x, packed, bias, *arguments, *(epilogue or (None, None, None)), getattr(ops, name))
     return result
