@@ -19,10 +19,12 @@ struct avx2_vectors {
   static constexpr int integer_rows = 4;
   static constexpr int direct_sums = 8;
   static constexpr int64_t panels_at_once = 4;
+  static constexpr bool scales_groups = true;
 
   static f32 zero() { return _mm256_setzero_ps(); }
   static f32 set1(float x) { return _mm256_set1_ps(x); }
   static f32 load(const float* p) { return _mm256_loadu_ps(p); }
+  static f32 load_quad(const float* p) { return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(p)); }
   static f32 load_f16(const uint16_t* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
@@ -33,6 +35,8 @@ struct avx2_vectors {
     if constexpr (Parts == 1) return set1(*p);
     return _mm256_blend_ps(set1(p[0]), set1(p[stride]), 0xf0);
   }
+  // In a register: GCC loads what it multiplies several times at each of them.
+  LOWBIT_INLINE static void keep(f32& x) { __asm__("" : "+x"(x)); }
   static void store(float* p, f32 x) { _mm256_storeu_ps(p, x); }
   static f32 mul(f32 a, f32 b) { return _mm256_mul_ps(a, b); }
   static f32 sub(f32 a, f32 b) { return _mm256_sub_ps(a, b); }
@@ -133,6 +137,29 @@ struct avx2_vectors {
     f(3, number(_mm256_unpackhi_epi16(second, exponent)));
   }
   static constexpr int linear_column(int i) { return i / 8 * 4 + i % 8 / 4 * 16 + i % 4; }
+
+  // 32 numbers in the order that these functions state: of two vectors, each of eight.
+  struct arrangement {
+    i32 lane[4];
+    f32 second[4];
+    int from[4][2];
+
+    explicit arrangement(const uint8_t* order) {
+      for (int v = 0; v < 4; ++v, order += 8) {
+        int32_t lanes_of[8], mask[8];
+        from[v][0] = from[v][1] = order[0] & ~7;
+        for (int i = 1; i < 8; ++i)
+          if ((order[i] & ~7) != from[v][0]) from[v][1] = order[i] & ~7;
+        for (int i = 0; i < 8; ++i) lanes_of[i] = order[i] & 7, mask[i] = (order[i] & ~7) != from[v][0] ? -1 : 0;
+        lane[v] = load_bytes(lanes_of), second[v] = _mm256_castsi256_ps(load_bytes(mask));
+      }
+    }
+    void put(const float* natural, float* out) const {
+      for (int v = 0; v < 4; ++v)
+        store(out + 8 * v, _mm256_blendv_ps(_mm256_permutevar8x32_ps(load(natural + from[v][0]), lane[v]),
+                                            _mm256_permutevar8x32_ps(load(natural + from[v][1]), lane[v]), second[v]));
+    }
+  };
 
   // A byte at the top of a word, shifted, is an fp16 whose conversion leaves denormals exact.
   struct minifloat_bits {

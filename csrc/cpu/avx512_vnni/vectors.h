@@ -20,10 +20,12 @@ struct avx512_vectors {
   static constexpr int integer_rows = 12;  // 12 sums + 16 transposed lines + 1 decoded of 32 registers
   static constexpr int direct_sums = 24;
   static constexpr int64_t panels_at_once = 4;
+  static constexpr bool scales_groups = false;
 
   static f32 zero() { return _mm512_setzero_ps(); }
   static f32 set1(float x) { return _mm512_set1_ps(x); }
   static f32 load(const float* p) { return _mm512_loadu_ps(p); }
+  static f32 load_quad(const float* p) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
   static f32 load_f16(const uint16_t* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
@@ -41,6 +43,8 @@ struct avx512_vectors {
     }
     return v;
   }
+  // In a register: GCC loads what it multiplies several times at each of them.
+  LOWBIT_INLINE static void keep(f32& x) { __asm__("" : "+v"(x)); }
   static void store(float* p, f32 x) { _mm512_storeu_ps(p, x); }
   static f32 mul(f32 a, f32 b) { return _mm512_mul_ps(a, b); }
   static f32 sub(f32 a, f32 b) { return _mm512_sub_ps(a, b); }
@@ -138,6 +142,25 @@ struct avx512_vectors {
     }
   }
   static constexpr int linear_column(int i) { return i % 16 * 4 + i / 16; }
+
+  // 64 numbers in the order that these functions state.
+  struct arrangement {
+    i32 index[4];
+    __mmask16 upper[4];  // from the second half
+
+    explicit arrangement(const uint8_t* order) {
+      for (int v = 0; v < 4; ++v) {
+        index[v] = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(order + 16 * v)));
+        upper[v] = _mm512_cmpge_epi32_mask(index[v], _mm512_set1_epi32(32));
+      }
+    }
+    void put(const float* natural, float* out) const {
+      const f32 a = load(natural), b = load(natural + 16), c = load(natural + 32), d = load(natural + 48);
+      for (int v = 0; v < 4; ++v)  // indices count modulo 32
+        store(out + 16 * v, _mm512_mask_mov_ps(_mm512_permutex2var_ps(a, index[v], b), upper[v],
+                                               _mm512_permutex2var_ps(c, index[v], d)));
+    }
+  };
 
   // A byte at the top of a word, shifted, is an fp16 whose conversion leaves denormals exact.
   struct minifloat_bits {

@@ -1,6 +1,6 @@
 // Packed codes to fp32 registers, written once for every vector width V, a register of codes (a step) at a time.
 //
-// Order: x is laid out as V's conversions put out columns (order_of_columns), step after step, so nothing is moved into
+// Order: x is laid out as V's conversions put out columns (order_of_step), step after step, so nothing is moved into
 // the order of K.
 //
 // 4-bit and 2-bit codes are looked up. Values whose fp32 is exact in its upper 16 bits (integers, small floats) take
@@ -52,19 +52,16 @@ inline bool put_scaled_tables(const packed_view& w, const float* values, uint8_t
   return exact;
 }
 
-// The columns of a block of `columns` (128: a line of 4-bit codes) in the order they are decoded to.
+// The columns of a step in the order they are decoded to.
 template <class V>
-inline void order_of_columns(const packed_view& w, int64_t columns, uint8_t* order) {
+inline void order_of_step(const packed_view& w, uint8_t* order) {
   const recipe r = w.format->decode;
   const bool lut = r == recipe::lut16 || r == recipe::lut4, exact = lut && exact_tables(w);
   const bool linear = r == recipe::linear || r == recipe::narrow_linear;
-  for (int64_t first = 0; first < chunk; first += V::bytes)
-    for (int64_t c = 0; c < columns; c += chunk)
-      for (int i = 0; i < V::bytes; ++i)
-        *order++ = static_cast<uint8_t>(c + first +
-                                        (lut      ? V::lookup_column(i, exact)
-                                         : linear ? V::linear_column(i)
-                                                  : V::minifloat_column(i)));
+  for (int i = 0; i < V::bytes; ++i)
+    order[i] = static_cast<uint8_t>(lut      ? V::lookup_column(i, exact)
+                                    : linear ? V::linear_column(i)
+                                             : V::minifloat_column(i));
 }
 
 // What a decoder finds out about a weight before it decodes: tables of whole fp32, tables that have taken in the scale,
@@ -162,8 +159,8 @@ class f32_decoder {
     });
   }
 
-  // Of the 16 rows, where each has one and leaves it to the sums.
-  const float* row_scales() const { return scales[0]; }
+  // Of the 16 rows, where they are left to the sums.
+  const float* scales_at(int64_t column) const { return scales[unit_of(column)]; }
 
  private:
   static constexpr bool lut = Recipe == recipe::lut16 || Recipe == recipe::lut4;

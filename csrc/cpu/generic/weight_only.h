@@ -10,9 +10,9 @@
 //   more    block: A::panels_at_once panels x A::depth columns, decoded to elements, in L1 or L2
 //           tile: up to A::mr rows of x by A::nr rows of W, one vector of partial sums for each pair
 //
-// Sums of one depth are added up lane by lane, the lanes by A::add_sum4, the depths in ascending order: the same for
-// every m, so row i of y does not depend on the rows beside it. Decoders with `scales_sums`, of weights with one scale
-// for a row, leave it to the sums of a depth.
+// Products of a run of columns are added up lane by lane, a run's lanes to those of four (A::sum4), the runs of a depth
+// in ascending order, then these lanes and the depths: the same for every m, so row i of y does not depend on the rows
+// beside it. A depth is one run; decoders with `scales_sums` end a run where the scale changes, and scale its sums.
 #pragma once
 
 #include "cpu/generic/decode_f32.h"
@@ -45,25 +45,25 @@ struct f32_arithmetic {
   }
 
   static constexpr bool decodes(recipe) { return true; }
-  // Where a row has one scale, its sums get it. Groups do not leave it to them: a run of 128 columns ends too often for
-  // a tile of 3 x 4 sums (a sixth more time), and in registers a scale is one multiplication for 8 columns.
   static constexpr bool has_unit_128(recipe r) {
     return r == recipe::lut16 || r == recipe::linear || r == recipe::minifloat;
   }
-  static constexpr bool scales_groups = false;
+  static constexpr bool scales_groups = V::scales_groups;
   template <recipe Recipe, int Unit, offset Offset>
   using decoder = f32_decoder<V, Recipe, Unit, Offset, depth>;
 
   static sum zero() { return V::zero(); }
+  static vector set1(float value) { return V::set1(value); }
   static vector load(const element* p) { return V::load(p); }
   static void store(element* p, vector v) { V::store(p, v); }
+  LOWBIT_INLINE static void keep(vector& v) { V::keep(v); }
   static sum dot(sum s, vector w, vector x) { return V::fma(x, w, s); }
   LOWBIT_INLINE static sum dot_at(sum s, vector w, const element* x) { return V::fma_at(w, x, s); }
-  static sum scaled(sum s, float scale) { return V::mul(s, V::set1(scale)); }
-  static void add_sum4(float* out, sum a, sum b, sum c, sum d) { V::add_lanes4(out, V::sum4(a, b, c, d)); }
-  static void add_sum4(float* out, int64_t stride, sum a, sum b, sum c, sum d) {
-    V::add_lanes4(out, stride, V::sum4(a, b, c, d));
-  }
+  static sum sum4(const sum* s) { return V::sum4(s[0], s[1], s[2], s[3]); }
+  static sum add_scaled(sum to, sum four, vector scales) { return V::fma(four, scales, to); }
+  static vector load_quad(const float* p) { return V::load_quad(p); }
+  static void add_lanes4(float* out, sum four) { V::add_lanes4(out, four); }
+  static void add_lanes4(float* out, int64_t stride, sum four) { V::add_lanes4(out, stride, four); }
 
   // One row of x, as elements in the order of decoded codes; zeros past the last.
   static void put_row(const gemm_problem& p, int64_t m, element* all) {
@@ -74,12 +74,14 @@ struct f32_arithmetic {
       return;
     }
     const int64_t columns = s.bits == 4 ? 2 * chunk : chunk;
-    uint8_t order[2 * chunk];
-    order_of_columns<V>(p.w, columns, order);
-    for (int64_t block = 0; block < s.k_packed; block += columns, out += columns) {
+    uint8_t of_step[V::bytes];
+    order_of_step<V>(p.w, of_step);
+    const typename V::arrangement order(of_step);
+    for (int64_t block = 0; block < s.k_packed; block += columns) {
       float natural[2 * chunk];
       for (int64_t c = 0; c < columns; c += chunk) put_chunk(p, m, (block + c) / chunk, natural + c);
-      for (int64_t i = 0; i < columns; ++i) out[i] = natural[order[i]];
+      for (int64_t step = 0; step < chunk; step += V::bytes)
+        for (int64_t c = 0; c < columns; c += chunk, out += V::bytes) order.put(natural + c + step, out);
     }
   }
 
@@ -101,6 +103,26 @@ struct f32_arithmetic {
   }
 };
 
+// ---- runs ----
+
+// The runs of columns of a depth that share a scale: where each ends, in columns from the first of the depth. One
+// where scales are not left to sums.
+template <class A>
+struct scale_runs {
+  static constexpr int64_t unit = 128;  // columns: a run begins at a multiple
+
+  int64_t count = 0, end[A::depth / unit];
+
+  scale_runs(const packed_shape& s, int64_t column, int64_t columns, bool scales_sums) {
+    for (int64_t at = 0; at < columns; ++count) {
+      const int64_t group = s.group_of_column(column + at), next = (group + 1) * s.span - column;
+      at = scales_sums && group + 1 < s.groups && next < columns ? next : columns;
+      end[count] = at;
+    }
+  }
+  int64_t begin(int64_t run) const { return run ? end[run - 1] : 0; }
+};
+
 // ---- decoded in registers ----
 
 template <class T>
@@ -108,64 +130,74 @@ LOWBIT_INLINE void opaque(T*& pointer) {
   __asm__("" : "+r"(pointer));
 }
 
-// sums[i][0 .. 16) += x row i . W rows of the decoder's panel over `blocks` blocks: one step after the other for all
-// rows, so that as many chains of sums are under way as there are rows. Where four rows of W are too many, those of
-// four rows of x are added up together.
+// sums[i][0 .. 16) += x row i . W rows of the decoder's panel over a depth: one step after the other for all rows, so
+// that as many chains of sums are under way as there are rows. Where four rows of W are too many, those of four rows
+// of x are added up together.
 template <class A, int M, form Form, class Decoder>
-inline void multiply_steps(const Decoder& w, const typename A::element* x, int64_t x_stride, int64_t blocks,
+inline void multiply_steps(const Decoder& w, const typename A::element* x, int64_t x_stride, const scale_runs<A>& runs,
                            float* sums) {
   constexpr int fit = A::direct_sums / M, rows = fit >= 16 ? 16 : fit >= 8 ? 8 : fit >= 4 ? 4 : 2;
+  constexpr bool across_x = rows < 4;  // four sums are of one row of W, not of one row of x
   for (int first = 0; first < panel_rows; first += rows) {
     const typename A::element* rows_of_x[M];
-    typename A::sum partial[M][rows];
+    typename A::sum partial[M * rows], total[M * rows / 4];
+    const auto of = [](int i, int r) { return across_x ? r * M + i : i * rows + r; };
 #pragma GCC unroll 16
     for (int i = 0; i < M; ++i) {
       rows_of_x[i] = x + i * x_stride;
       opaque(rows_of_x[i]);  // one register for each, else GCC takes one for each distance from the first
-#pragma GCC unroll 16
-      for (int r = 0; r < rows; ++r) partial[i][r] = A::zero();
     }
-    for (int64_t b = 0; b < blocks; ++b) {
+#pragma GCC unroll 16
+    for (int four = 0; four < M * rows / 4; ++four) total[four] = A::zero();
+    int64_t run = 0, b = 0;
+    do {
+#pragma GCC unroll 32
+      for (int i = 0; i < M * rows; ++i) partial[i] = A::zero();
+      const int64_t end = runs.end[run] / Decoder::block_k;
+      do {
 #pragma GCC unroll 4
-      for (int s = 0; s < Decoder::steps; ++s)
+        for (int s = 0; s < Decoder::steps; ++s)
 #pragma GCC unroll 16
-        for (int r = 0; r < rows; ++r)
-          w.template step<Form>(b, first + r, s, [&](int v, typename A::vector weights) __attribute__((always_inline)) {
+          for (int r = 0; r < rows; ++r)
+            w.template step<Form>(
+                b, first + r, s, [&](int v, typename A::vector weights) __attribute__((always_inline)) {
 #pragma GCC unroll 16
-            for (int i = 0; i < M; ++i)
-              partial[i][r] = A::dot_at(partial[i][r], weights, rows_of_x[i] + (s * Decoder::vectors + v) * A::width);
-          });
+                  for (int i = 0; i < M; ++i)
+                    partial[of(i, r)] =
+                        A::dot_at(partial[of(i, r)], weights, rows_of_x[i] + (s * Decoder::vectors + v) * A::width);
+                });
 #pragma GCC unroll 16
-      for (int i = 0; i < M; ++i) rows_of_x[i] += Decoder::block_k;
-    }
-    if constexpr (Decoder::scales_sums)
+        for (int i = 0; i < M; ++i) rows_of_x[i] += Decoder::block_k;
+      } while (++b < end);
 #pragma GCC unroll 16
-      for (int r = 0; r < rows; ++r)
+      for (int four = 0; four < M * rows / 4; ++four) {
+        const typename A::sum sums4 = A::sum4(partial + 4 * four);
+        if constexpr (Decoder::scales_sums) {
+          const float* scales = w.scales_at(runs.begin(run)) + first;
+          total[four] = A::add_scaled(total[four], sums4,
+                                      across_x ? A::set1(scales[four]) : A::load_quad(scales + 4 * four % rows));
+        } else {
+          total[four] = sums4;
+        }
+      }
+    } while (++run < runs.count);
 #pragma GCC unroll 16
-        for (int i = 0; i < M; ++i) partial[i][r] = A::scaled(partial[i][r], w.row_scales()[first + r]);
-    const auto& p = partial;
-    if constexpr (rows >= 4) {
-#pragma GCC unroll 16
-      for (int i = 0; i < M; ++i)
-#pragma GCC unroll 16
-        for (int r = 0; r < rows; r += 4)
-          A::add_sum4(sums + i * panel_rows + first + r, p[i][r], p[i][r + 1], p[i][r + 2], p[i][r + 3]);
-    } else {
-#pragma GCC unroll 16
-      for (int r = 0; r < rows; ++r) A::add_sum4(sums + first + r, panel_rows, p[0][r], p[1][r], p[2][r], p[3][r]);
-    }
+    for (int four = 0; four < M * rows / 4; ++four)
+      if constexpr (across_x)
+        A::add_lanes4(sums + first + four, panel_rows, total[four]);
+      else
+        A::add_lanes4(sums + 4 * four / rows * panel_rows + first + 4 * four % rows, total[four]);
   }
 }
 
 template <class A, class Decoder>
-inline void multiply_few(int64_t m, const Decoder& w, const typename A::element* x, int64_t x_stride, int64_t columns,
-                         float* sums) {
-  const int64_t blocks = columns / Decoder::block_k;
+inline void multiply_few(int64_t m, const Decoder& w, const typename A::element* x, int64_t x_stride,
+                         const scale_runs<A>& runs, float* sums) {
   w.with_form([&](auto as) {
-    if (m == 1) return multiply_steps<A, 1, as.value>(w, x, x_stride, blocks, sums);
-    if (m == 2) return multiply_steps<A, 2, as.value>(w, x, x_stride, blocks, sums);
-    if (m <= 4) return multiply_steps<A, 4, as.value>(w, x, x_stride, blocks, sums);
-    if constexpr (A::direct_rows >= 6) multiply_steps<A, 6, as.value>(w, x, x_stride, blocks, sums);
+    if (m == 1) return multiply_steps<A, 1, as.value>(w, x, x_stride, runs, sums);
+    if (m == 2) return multiply_steps<A, 2, as.value>(w, x, x_stride, runs, sums);
+    if (m <= 4) return multiply_steps<A, 4, as.value>(w, x, x_stride, runs, sums);
+    if constexpr (A::direct_rows >= 6) multiply_steps<A, 6, as.value>(w, x, x_stride, runs, sums);
   });
 }
 
@@ -175,17 +207,18 @@ inline void multiply_few(int64_t m, const Decoder& w, const typename A::element*
 template <class A>
 constexpr int64_t row_pitch = A::depth + 64 / static_cast<int64_t>(sizeof(typename A::element));
 
-// Decoded rows of W, one depth of each, and, where sums are scaled, their scales.
+// Decoded rows of W, one depth of each, and, where sums are scaled, the scales of their runs.
 template <class A>
 struct decoded_block {
   typename A::element* elements;  // [rows][row_pitch]
   int64_t rows;
-  float scales[A::panels_at_once * panel_rows];
+  float scales[A::depth / scale_runs<A>::unit][A::panels_at_once * panel_rows];
 };
 
 // The decoder's panel to 16 rows of the block, `first` and up.
 template <class A, class Decoder>
-inline void decode_panel(const Decoder& w, int64_t first, int64_t columns, decoded_block<A>& block) {
+inline void decode_panel(const Decoder& w, int64_t first, int64_t columns, const scale_runs<A>& runs,
+                         decoded_block<A>& block) {
   for (int64_t b = 0; b < columns / Decoder::block_k; ++b)
     for (int r = 0; r < panel_rows; ++r) {
       typename A::element* row = block.elements + (first + r) * row_pitch<A> + b * Decoder::block_k;
@@ -193,54 +226,66 @@ inline void decode_panel(const Decoder& w, int64_t first, int64_t columns, decod
         A::store(row + v * A::width, weights);
       });
     }
-  if constexpr (Decoder::scales_sums) std::memcpy(block.scales + first, w.row_scales(), panel_rows * sizeof(float));
+  if constexpr (Decoder::scales_sums)
+    for (int64_t run = 0; run < runs.count; ++run)
+      std::memcpy(block.scales[run] + first, w.scales_at(runs.begin(run)), panel_rows * sizeof(float));
 }
 
 // sums[i][j] += x row i . W row j, for MR rows of x and A::nr of the block from `first` on.
 template <class A, int MR, bool ScalesSums>
 [[gnu::noinline]] void multiply_tile(  // inlined, GCC leaves sums in memory
-    const typename A::element* x, int64_t x_stride, const decoded_block<A>& block, int64_t first, int64_t columns,
-    float* sums, int64_t sums_stride) {
+    const typename A::element* x, int64_t x_stride, const decoded_block<A>& block, int64_t first,
+    const scale_runs<A>& runs, float* sums, int64_t sums_stride) {
   constexpr int NR = A::nr;
+  static_assert(NR == 4);
   const typename A::element* rows = block.elements + first * row_pitch<A>;
-  typename A::sum partial[MR][NR];
-  for (int i = 0; i < MR; ++i)
-    for (int j = 0; j < NR; ++j) partial[i][j] = A::zero();
-  for (int64_t k = 0; k < columns; k += A::width) {
-    typename A::vector a[MR];
-    for (int i = 0; i < MR; ++i) a[i] = A::load(x + i * x_stride + k);
-    for (int j = 0; j < NR; ++j) {
-      const typename A::vector b = A::load(rows + j * row_pitch<A> + k);
-      for (int i = 0; i < MR; ++i) partial[i][j] = A::dot(partial[i][j], b, a[i]);
-    }
-  }
-  for (int i = 0; i < MR; ++i)
-    for (int j = 0; j < NR; j += 4) {
-      auto& p = partial[i];
-      for (int of = j; ScalesSums && of < j + 4; ++of) p[of] = A::scaled(p[of], block.scales[first + of]);
-      A::add_sum4(sums + i * sums_stride + j, p[j], p[j + 1], p[j + 2], p[j + 3]);
-    }
+  typename A::sum partial[MR][NR], total[MR];
+  for (int i = 0; i < MR; ++i) total[i] = A::zero();
+  int64_t run = 0, k = 0;
+  do {
+    for (int i = 0; i < MR; ++i)
+      for (int j = 0; j < NR; ++j) partial[i][j] = A::zero();
+    const int64_t end = runs.end[run];
+    do {
+#pragma GCC unroll 2
+      for (int64_t at = k; at < k + 2 * A::width; at += A::width) {  // 8 sums: 86 % of the peak, 72 % one by one
+        typename A::vector a[MR];
+        for (int i = 0; i < MR; ++i) a[i] = A::load(x + i * x_stride + at), A::keep(a[i]);
+        for (int j = 0; j < NR; ++j) {
+          const typename A::vector b = A::load(rows + j * row_pitch<A> + at);
+          for (int i = 0; i < MR; ++i) partial[i][j] = A::dot(partial[i][j], b, a[i]);
+        }
+      }
+    } while ((k += 2 * A::width) < end);
+    for (int i = 0; i < MR; ++i)
+      if constexpr (ScalesSums)
+        total[i] = A::add_scaled(total[i], A::sum4(partial[i]), A::load_quad(block.scales[run] + first));
+      else
+        total[i] = A::sum4(partial[i]);
+  } while (++run < runs.count);
+  for (int i = 0; i < MR; ++i) A::add_lanes4(sums + i * sums_stride, total[i]);
 }
 
-// All rows of a block by MR rows of x.
+// All rows of a block by m rows of x, MR at most.
 template <class A, int MR, bool ScalesSums>
 inline void multiply_rows(int64_t m, const typename A::element* x, int64_t x_stride, const decoded_block<A>& block,
-                          int64_t columns, float* sums, int64_t sums_stride) {
-  if constexpr (MR > 1)
-    if (m < MR) return multiply_rows<A, MR - 1, ScalesSums>(m, x, x_stride, block, columns, sums, sums_stride);
+                          const scale_runs<A>& runs, float* sums, int64_t sums_stride) {
+  constexpr int more = A::direct_rows + 1, fewest = more / ((more + A::mr - 1) / A::mr);  // of those shared out
+  if constexpr (MR > fewest)
+    if (m < MR) return multiply_rows<A, MR - 1, ScalesSums>(m, x, x_stride, block, runs, sums, sums_stride);
   for (int64_t n = 0; n < block.rows; n += A::nr)
-    multiply_tile<A, MR, ScalesSums>(x, x_stride, block, n, columns, sums + n, sums_stride);
+    multiply_tile<A, MR, ScalesSums>(x, x_stride, block, n, runs, sums + n, sums_stride);
 }
 
 // Rows of x are shared out evenly: 8 are 4 + 4, not 6 + 2.
 template <class A, bool ScalesSums>
 inline void multiply_block(int64_t m, const typename A::element* x, int64_t x_stride, const decoded_block<A>& block,
-                           int64_t columns, float* sums, int64_t sums_stride) {
+                           const scale_runs<A>& runs, float* sums, int64_t sums_stride) {
   const int64_t tiles = ceil_div(m, A::mr);
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t first = m * t / tiles, count = m * (t + 1) / tiles - first;
-    multiply_rows<A, A::mr, ScalesSums>(count, x + first * x_stride, x_stride, block, columns,
-                                        sums + first * sums_stride, sums_stride);
+    multiply_rows<A, A::mr, ScalesSums>(count, x + first * x_stride, x_stride, block, runs, sums + first * sums_stride,
+                                        sums_stride);
   }
 }
 
@@ -263,14 +308,15 @@ bool direct_or_blocked(const gemm_problem& p, const typename A::element* x, int6
     block.rows = panels * panel_rows;
     for (int64_t column = 0; column < s.k_packed; column += A::depth) {
       const int64_t columns = s.k_packed - column < A::depth ? s.k_packed - column : A::depth;
+      const scale_runs<A> runs(s, column, columns, Decoder::scales_sums);
       for (int64_t i = 0; i < panels; ++i) {
         decoder.begin(panel + i, column, columns);
         if (few)
-          multiply_few<A>(p.m, decoder, x + column, s.k_packed, columns, sums);
+          multiply_few<A>(p.m, decoder, x + column, s.k_packed, runs, sums);
         else
-          decode_panel<A>(decoder, i * panel_rows, columns, block);
+          decode_panel<A>(decoder, i * panel_rows, columns, runs, block);
       }
-      if (!few) multiply_block<A, Decoder::scales_sums>(p.m, x + column, s.k_packed, block, columns, sums, width);
+      if (!few) multiply_block<A, Decoder::scales_sums>(p.m, x + column, s.k_packed, block, runs, sums, width);
     }
     for (int64_t i = 0; i < panels; ++i)
       for (int64_t row = 0; row < p.m; ++row)
