@@ -2,11 +2,14 @@
 //
 //   W       a panel x bf16_depth columns of codes: decoded to registers again for every pass over x, or to memory first
 //           when there are more than decoder.direct_rows() rows of x
-//   pass    up to 8 rows of x by 16 rows of W; two of W at a time, one vector of partial sums for each pair of rows
+//   pass    rows of x by 16 rows of W, one vector of partial sums for each pair of rows: 16 of them at a time.
+//   Decoding:
+//           up to 8 rows of x by two or more of W. From memory: 4 by 4
 //
-// Zen 4: products take the floating-point pipes 0 and 1, a cycle each, and what decodes a line (shifts, permutations,
-// loads of tables) goes beside them for nothing. A store costs 1.3 cycles even there. A multiplication waits until the
-// older products have gone, so decoders have as few as they can between code and weight.
+// Zen 4: products take the floating-point pipes 0 and 1, a cycle each. What decodes a line (shifts, permutations)
+// shares pipe 1, so that 4 permutations cost some 4 cycles beside 8 products, 7 beside none. Loads are one a cycle,
+// stores take 1.3. A multiplication waits until the older products have gone, so decoders have as few as they can
+// between code and weight. From memory, 4 x 4 takes 1.02 cycles a product, 1.10 with a scale for every 128 columns.
 //
 // Sums of a depth are added up lane by lane, then the lanes, the depths in ascending order: the same for every m, so
 // row i of y does not depend on the rows beside it.
@@ -28,45 +31,65 @@ constexpr int64_t bf16_x_pitch = bf16_depth + bf16_width;
 constexpr int64_t run_unit = 128;  // columns: a run begins at a multiple
 
 // Decoders with `scales_sums` leave the scale to the sums. Those of a depth then come in runs of columns that share
-// one: where each ends, in columns from the first of the depth. Other decoders have one run.
+// one. Other decoders have one run.
+template <class Decoder>
 struct depth_runs {
-  int64_t count = 0, end[bf16_depth / run_unit];
+  struct run {
+    int64_t end;          // in blocks from the first of the depth
+    const float* scales;  // of a panel's rows
+  };
+  run runs[bf16_depth / run_unit];
+  const run* last = runs;
 
-  depth_runs(const packed_shape& s, int64_t column, int64_t columns, bool scales_sums) {
-    for (int64_t at = 0; at < columns; ++count) {
+  depth_runs(const Decoder& decoder, const packed_shape& s, int64_t column, int64_t columns) {
+    run* out = runs;
+    for (int64_t at = 0; at < columns; ++out) {
+      if constexpr (Decoder::scales_sums) out->scales = decoder.scales_at(at);
       const int64_t group = s.group_of_column(column + at), next = (group + 1) * s.span - column;
-      at = scales_sums && group + 1 < s.groups && next < columns ? next : columns;
-      end[count] = at;
+      at = Decoder::scales_sums && group + 1 < s.groups && next < columns ? next : columns;
+      out->end = at / Decoder::block_k;
     }
+    last = out;
   }
-  int64_t begin(int64_t run) const { return run ? end[run - 1] : 0; }
+  const run* begin() const { return runs; }
+  const run* end() const { return last; }
 };
 
 // ---- decoded to memory ----
 
-// A panel's rows of one depth as elements, in L1 or L2, to be loaded where others are decoded.
+// A panel's rows of one depth as elements, in L1 or L2.
 template <class Decoder>
 struct decoded_rows {
   static constexpr int vectors = static_cast<int>(Decoder::block_k) / bf16_width;
 
-  uint16_t* elements;  // [16][bf16_x_pitch]
+  uint16_t* elements;            // [16][bf16_x_pitch]
+  const uint16_t* at = nullptr;  // where a pass is
 
-  template <class Rows>
-  void decode(const Rows& w, int64_t columns) {
+  // `w` is a copy: what lies in memory would be loaded again after every store.
+  template <class Lines>
+  [[gnu::noinline]] void decode(const Lines w, int64_t columns) const {
     for (int64_t b = 0; b < columns / Decoder::block_k; ++b)
       for (int r = 0; r < panel_rows; ++r) {
         __m512i weights[vectors];
         w.row(b, r, weights);
-        for (int v = 0; v < vectors; ++v) _mm512_storeu_si512(at(b, r) + v * bf16_width, weights[v]);
+        uint16_t* out = elements + r * bf16_x_pitch + b * Decoder::block_k;
+        for (int v = 0; v < vectors; ++v) _mm512_storeu_si512(out + v * bf16_width, weights[v]);
       }
   }
-  LOWBIT_INLINE void row(int64_t block, int r, __m512i* out) const {
-    for (int v = 0; v < vectors; ++v) out[v] = _mm512_loadu_si512(at(block, r) + v * bf16_width);
-  }
+};
 
- private:
-  LOWBIT_INLINE uint16_t* at(int64_t block, int r) const {
-    return elements + r * bf16_x_pitch + block * Decoder::block_k;
+// The same in a pass that asks for half of the lines to be decoded next, a few with each block. Asked for while a panel
+// is decoded, they would come no faster than memory gives them (fp8, m = 64: 6 cycles a line).
+template <class Decoder>
+struct asking_rows : decoded_rows<Decoder> {
+  const uint8_t* asked;
+
+  static int64_t half(int64_t columns) { return columns / Decoder::block_k * panel_rows / 2 * line_bytes; }
+  template <int Rows>
+  LOWBIT_INLINE void ask() {
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows / 2; ++r) prefetch_codes(asked + r * line_bytes, 0);
+    asked += Rows / 2 * line_bytes;
   }
 };
 
@@ -94,41 +117,82 @@ LOWBIT_INLINE void add_lanes16(float* out, __m512 a, __m512 b, __m512 c, __m512 
   _mm512_storeu_ps(out, _mm512_add_ps(_mm512_loadu_ps(out), sums));
 }
 
-// sums[16 / rows][M][rows] += x row i . W rows of the decoder's panel over a depth.
-template <int M, class Decoder, class Rows>
-inline void multiply_pass(const Decoder& decoder, const Rows& w, const uint16_t* x, const depth_runs& runs,
-                          float* sums) {
-  constexpr int rows = rows_at_once<M>, count = M * rows, vectors = static_cast<int>(Decoder::block_k) / bf16_width;
+// From a line to that of the next depth: a pass that takes a few rows of W asks for what it reads in the next one.
+template <class Decoder>
+constexpr int64_t depth_bytes = bf16_depth / Decoder::block_k * panel_rows * line_bytes;
+
+// partial[M][Rows] += x . W rows from `first` on over a block, decoded two by two; x goes on behind it ...
+template <int M, int Rows, class Decoder, class Lines>
+LOWBIT_INLINE void add_products(__m512* partial, Lines& w, int64_t block, int first, const uint16_t*& x) {
+  constexpr int vectors = static_cast<int>(Decoder::block_k) / bf16_width;
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; r += 2) {
+    opaque(x);  // loaded again for every two rows, else GCC keeps it and leaves sums in memory
+    __m512i even[vectors], odd[vectors];
+    prefetch_codes(w.line(block, first + r), depth_bytes<Decoder>);
+    prefetch_codes(w.line(block, first + r + 1), depth_bytes<Decoder>);
+    w.row(block, first + r, even);
+    w.row(block, first + r + 1, odd);
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v)
+#pragma GCC unroll 8
+      for (int i = 0; i < M; ++i) {
+        const __m512i a = _mm512_loadu_si512(x + i * bf16_x_pitch + v * bf16_width);
+        partial[i * Rows + r] = dot_bf16(partial[i * Rows + r], even[v], a);
+        partial[i * Rows + r + 1] = dot_bf16(partial[i * Rows + r + 1], odd[v], a);
+      }
+  }
+  x += Decoder::block_k;
+}
+// ... or loaded, all of them for one vector of columns after the other.
+template <int M, int Rows, class Decoder>
+LOWBIT_INLINE void add_products(__m512* partial, decoded_rows<Decoder>& w, int64_t, int, const uint16_t*& x) {
+  opaque(w.at), opaque(x);  // one register for each, else GCC takes one for each row
+#pragma GCC unroll 4
+  for (int v = 0; v < decoded_rows<Decoder>::vectors; ++v) {
+    __m512i b[Rows];
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r) b[r] = _mm512_loadu_si512(w.at + r * bf16_x_pitch + v * bf16_width);
+#pragma GCC unroll 8
+    for (int i = 0; i < M; ++i) {
+      const __m512i a = _mm512_loadu_si512(x + i * bf16_x_pitch + v * bf16_width);
+#pragma GCC unroll 16
+      for (int r = 0; r < Rows; ++r) partial[i * Rows + r] = dot_bf16(partial[i * Rows + r], b[r], a);
+    }
+  }
+  w.at += Decoder::block_k, x += Decoder::block_k;
+}
+template <int M, int Rows, class Decoder>
+LOWBIT_INLINE void add_products(__m512* partial, asking_rows<Decoder>& w, int64_t block, int first,
+                                const uint16_t*& x) {
+  w.template ask<Rows>();
+  add_products<M, Rows, Decoder>(partial, static_cast<decoded_rows<Decoder>&>(w), block, first, x);
+}
+
+// sums[16 / rows][M][rows] += x row i . W rows of a panel over a depth. Not inlined, and with little to keep at hand:
+// it needs all registers, and GCC would put pointers into vectors, where they wait behind the products.
+template <int M, class Decoder, class Lines>
+[[gnu::noinline]] void multiply_pass(const Lines& lines, const uint16_t* x, const depth_runs<Decoder>& runs,
+                                     float* sums) {
+  constexpr int rows = rows_at_once<M>, count = M * rows;
+  Lines w = lines;
+#pragma GCC unroll 1
   for (int first = 0; first < panel_rows; first += rows, sums += count) {
     __m512 partial[count], lanes[count / 4];  // [M][rows], and what is left of four of them
 #pragma GCC unroll 4
     for (int i = 0; Decoder::scales_sums && i < count / 4; ++i) lanes[i] = _mm512_setzero_ps();
-    for (int64_t run = 0, b = 0; run < runs.count; ++run) {
+    const uint16_t* columns = x;
+    if constexpr (requires { w.at; }) w.at = w.elements + first * bf16_x_pitch;
+    int64_t b = 0;
+    for (const auto& run : runs) {
 #pragma GCC unroll 16
       for (int i = 0; i < count; ++i) partial[i] = _mm512_setzero_ps();
-      for (const int64_t end = runs.end[run] / Decoder::block_k; b < end; ++b) {
-        const uint16_t* columns = x + b * Decoder::block_k;
-#pragma GCC unroll 8
-        for (int r = 0; r < rows; r += 2) {
-          __m512i even[vectors], odd[vectors];
-          w.row(b, first + r, even);
-          w.row(b, first + r + 1, odd);
-#pragma GCC unroll 4
-          for (int v = 0; v < vectors; ++v)
-#pragma GCC unroll 8
-            for (int i = 0; i < M; ++i) {
-              const __m512i a = _mm512_loadu_si512(columns + i * bf16_x_pitch + v * bf16_width);
-              partial[i * rows + r] = dot_bf16(partial[i * rows + r], even[v], a);
-              partial[i * rows + r + 1] = dot_bf16(partial[i * rows + r + 1], odd[v], a);
-            }
-        }
-      }
+      for (; b < run.end; ++b) add_products<M, rows, Decoder>(partial, w, b, first, columns);
 #pragma GCC unroll 4
       for (int i = 0; i < count; i += 4) {
         const __m512 four = avx512_vectors::sum4(partial[i], partial[i + 1], partial[i + 2], partial[i + 3]);
         if constexpr (Decoder::scales_sums)
-          lanes[i / 4] = _mm512_fmadd_ps(
-              four, scales_of_four<rows>(decoder.scales_at(runs.begin(run)) + first + i % rows), lanes[i / 4]);
+          lanes[i / 4] = _mm512_fmadd_ps(four, scales_of_four<rows>(run.scales + first + i % rows), lanes[i / 4]);
         else
           lanes[i / 4] = four;
       }
@@ -140,29 +204,34 @@ inline void multiply_pass(const Decoder& decoder, const Rows& w, const uint16_t*
   }
 }
 
-// Those of row i, in the order of W's rows.
+// Those of row i, in the order of W's rows: by pairs, into one register. A load waits for all the stores that it spans.
 template <int M>
-inline void gather_sums(const float* sums, int i, float out[panel_rows]) {
+LOWBIT_INLINE void gather_sums(const float* sums, int i, float out[panel_rows]) {
   constexpr int rows = rows_at_once<M>;
-  for (int first = 0; first < panel_rows; first += rows)
-    std::memcpy(out + first, sums + first * M + i * rows, rows * sizeof(float));
+  const auto pair = [&](int r) {
+    double two;
+    std::memcpy(&two, sums + r / rows * rows * M + i * rows + r % rows, sizeof two);
+    return two;
+  };
+  _mm512_storeu_ps(
+      out, _mm512_castpd_ps(_mm512_setr_pd(pair(0), pair(2), pair(4), pair(6), pair(8), pair(10), pair(12), pair(14))));
 }
 
-// f(first row, rows as a constant) for each pass: 1, 2, 4, 6 or 8 rows of x, shared out evenly. 10 are 4 + 6.
-template <class F>
+// f(first row, rows as a constant) for each pass: 1, 2, 4, 6 or 8 rows of x, up to Most, shared out evenly. 10 are 4
+// + 6.
+template <int Most, class F>
 LOWBIT_INLINE void for_each_pass(int64_t m, const F& f) {
-  if (m == 1) return f(0, constant<1>{});
-  const int64_t pairs = ceil_div(m, 2), passes = ceil_div(pairs, 4);
+  if constexpr (Most > 4)
+    if (m == 1) return f(0, constant<1>{});
+  const int64_t pairs = ceil_div(m, 2), passes = ceil_div(pairs, Most / 2);
   for (int64_t pass = 0; pass < passes; ++pass) {
     const int64_t first = pairs * pass / passes, count = pairs * (pass + 1) / passes - first;
-    if (count == 4)
-      f(2 * first, constant<8>{});
-    else if (count == 3)
-      f(2 * first, constant<6>{});
-    else if (count == 2)
-      f(2 * first, constant<4>{});
-    else
-      f(2 * first, constant<2>{});
+    if (count == 1) f(2 * first, constant<2>{});
+    if (count == 2) f(2 * first, constant<4>{});
+    if constexpr (Most > 4) {
+      if (count == 3) f(2 * first, constant<6>{});
+      if (count == 4) f(2 * first, constant<8>{});
+    }
   }
 }
 
@@ -209,14 +278,22 @@ struct bf16_arithmetic {
   // Panels [begin, end) of y; false: no memory.
   template <class Decoder>
   static bool panels(const gemm_problem& p, const element* x, int64_t begin, int64_t end) {
+    Decoder decoder(p.w);
+    return p.m <= decoder.direct_rows() ? panels<8>(p, x, begin, end, decoder) : panels<4>(p, x, begin, end, decoder);
+  }
+
+ private:
+  // By passes of up to Most rows of x: 8 where every pass decodes W, 4 where it is decoded to memory. Of these, more
+  // panels share a depth of x, in L2, and lines of y.
+  template <int Most, class Decoder>
+  static bool panels(const gemm_problem& p, const element* x, int64_t begin, int64_t end, Decoder& decoder) {
+    constexpr bool direct = Most == 8;
+    constexpr int64_t together = direct ? 1 : 8;
     const packed_shape& s = p.w.shape;
-    // More panels share a depth of x, in L2, when there is much of it.
-    const int64_t together = p.m >= 24 ? 4 : 1, rows = x_rows(p.m), panel_sums = rows * panel_rows;
+    const int64_t rows = x_rows(p.m), panel_sums = rows * panel_rows;
     const size_t bytes = static_cast<size_t>(together * panel_sums) * sizeof(float);
     auto* sums = static_cast<float*>(scratch(scratch_slot::sums, bytes));
-    Decoder decoder(p.w);
-    const bool direct = p.m <= decoder.direct_rows();
-    decoded_rows<Decoder> decoded{static_cast<uint16_t*>(
+    const decoded_rows<Decoder> decoded{static_cast<uint16_t*>(
         scratch(scratch_slot::panel, direct ? 0 : panel_rows * bf16_x_pitch * sizeof(uint16_t)))};
     if (!sums || (!decoded.elements && !direct)) return false;
     for (int64_t panel = begin; panel < end; panel += together) {
@@ -225,36 +302,47 @@ struct bf16_arithmetic {
       for (int64_t column = 0; column < s.k_packed; column += bf16_depth) {
         const int64_t columns = s.k_packed - column < bf16_depth ? s.k_packed - column : bf16_depth;
         const element* x_of_depth = x + column / bf16_depth * rows * bf16_x_pitch;
-        const depth_runs runs(s, column, columns, Decoder::scales_sums);
+        const depth_runs runs(decoder, s, column, columns);
         for (int64_t i = 0; i < count; ++i) {
+          const bool last = i + 1 == count, ends = last && column + bf16_depth >= s.k_packed;
+          const int64_t next_panel = ends ? panel + count : last ? panel : panel + i + 1;
+          const int64_t next_column = ends ? 0 : last ? column + bf16_depth : column;
           decoder.begin(panel + i, column, columns);
-          const auto multiply = [&](const auto& w) {
-            for_each_pass(p.m, [&](int64_t first, auto of_pass) {
-              multiply_pass<of_pass.value>(decoder, w, x_of_depth + first * bf16_x_pitch, runs,
-                                           sums + i * panel_sums + first * panel_rows);
-            });
+          prefetch_scales(p.w, next_panel, next_column, columns);
+          const auto multiply = [&](const auto& w, int64_t first, auto of_pass) {
+            multiply_pass<of_pass.value, Decoder>(w, x_of_depth + first * bf16_x_pitch, runs,
+                                                  sums + i * panel_sums + first * panel_rows);
           };
-          if (direct) {
-            decoder.with_rows(multiply);
+          if constexpr (direct) {
+            decoder.with_rows([&](const auto& w) {
+              for_each_pass<Most>(p.m, [&](int64_t first, auto of_pass) { multiply(w, first, of_pass); });
+            });
           } else {
             decoder.with_rows([&](const auto& w) { decoded.decode(w, columns); });
-            multiply(decoded);
+            asking_rows<Decoder> asking{decoded,
+                                        p.w.codes + s.block_offset(next_panel, next_column / Decoder::block_k)};
+            int64_t halves = 2;
+            for_each_pass<Most>(p.m, [&](int64_t first, auto of_pass) {
+              if (!halves) return multiply(decoded, first, of_pass);
+              multiply(asking, first, of_pass);
+              asking.asked += asking.half(columns), --halves;
+            });
           }
         }
       }
-      for (int64_t i = 0; i < count; ++i)
-        for_each_pass(p.m, [&](int64_t first, auto of_pass) {
-          for (int row = 0; row < of_pass.value && first + row < p.m; ++row) {
+      for_each_pass<Most>(p.m, [&](int64_t first, auto of_pass) {
+        for (int64_t row = first; row < first + of_pass.value && row < p.m; ++row)
+          for (int64_t i = 0; i < count; ++i) {
             float of_row[panel_rows];
-            gather_sums<of_pass.value>(sums + i * panel_sums + first * panel_rows, row, of_row);
-            store_row(p, of_row, first + row, (panel + i) * panel_rows, p.w.global_scale);
+            gather_sums<of_pass.value>(sums + i * panel_sums + first * panel_rows, static_cast<int>(row - first),
+                                       of_row);
+            store_row(p, of_row, row, (panel + i) * panel_rows, p.w.global_scale);
           }
-        });
+      });
     }
     return true;
   }
 
- private:
   static __m512i load_as_bf16(const uint16_t* x, int dtype) {  // 32 of them
     if (dtype == LOWBIT_BF16) return _mm512_loadu_si512(x);
     return round_bf16(load_f32(x, 0, dtype), load_f32(x, 16, dtype));

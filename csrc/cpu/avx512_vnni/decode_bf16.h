@@ -34,6 +34,11 @@ LOWBIT_INLINE __m512i bytes_of_two(__m512i low, __m512i which, __m512i high) {
   return which;
 }
 
+LOWBIT_INLINE __m512i bytes_of_two(__mmask64 kept, __m512i low, __m512i which, __m512i high) {  // others are zero
+  __asm__("vpermi2b %2, %1, %0%{%3%}%{z%}" : "+v"(which) : "v"(low), "v"(high), "Yk"(kept));
+  return which;
+}
+
 // The primary is empty: decode_bf16_nibbles.h and decode_bf16_bytes.h specialize it.
 template <recipe Recipe, int Unit, offset Offset, int64_t Depth>
 class bf16_decoder;

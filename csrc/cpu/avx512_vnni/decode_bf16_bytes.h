@@ -9,29 +9,43 @@
 namespace lowbit::cpu {
 namespace {
 
-// The bf16 of 8-bit floats without their sign, as two tables of bytes, and how the bytes of 64 are put together.
+// The bf16 of 8-bit floats without their sign, as two tables of bytes, and how the bytes of 64 are put together: in
+// registers, where a copy of it is local.
 struct byte_tables {
-  alignas(64) uint8_t low[128], high[128];
-  alignas(64) uint8_t pairs[2][64];
+  __m512i low[2], high[2], pairs[2];
 
   // bits(i): those of code i. Dword `d` of a line is the dword_order(d)-th.
   template <class Bits, class Order>
   byte_tables(const Bits& bits, const Order& dword_order) {
+    uint8_t bytes[6][64];
     for (int i = 0; i < 128; ++i) {
       const uint16_t word = bits(i);
-      low[i] = static_cast<uint8_t>(word), high[i] = static_cast<uint8_t>(word >> 8);
+      bytes[i / 64][i % 64] = static_cast<uint8_t>(word), bytes[2 + i / 64][i % 64] = static_cast<uint8_t>(word >> 8);
       // words d and 16 + d of register r: bytes 2 r and 2 r + 1 of dword d, the low and the high one
-      pairs[i / 64][i % 64] = static_cast<uint8_t>(i % 2 * 64 + dword_order(i / 2 % 16) * 4 + i / 32);
+      bytes[4 + i / 64][i % 64] = static_cast<uint8_t>(i % 2 * 64 + dword_order(i / 2 % 16) * 4 + i / 32);
+    }
+    for (int i = 0; i < 2; ++i) {
+      low[i] = _mm512_loadu_si512(bytes[i]);
+      high[i] = _mm512_loadu_si512(bytes[2 + i]);
+      pairs[i] = _mm512_loadu_si512(bytes[4 + i]);
     }
   }
 
   // Signs are the top bits of `signs`.
   LOWBIT_INLINE void look_up(__m512i codes, __m512i signs, __m512i out[2]) const {
-    const __m512i bottom = bytes_of_two(_mm512_load_si512(low), codes, _mm512_load_si512(low + 64));
-    const __m512i magnitude = bytes_of_two(_mm512_load_si512(high), codes, _mm512_load_si512(high + 64));
+    put_together(codes, bytes_of_two(high[0], codes, high[1]), signs, out);
+  }
+  // Entry 0 is that of 128, and a code of 0 is zero.
+  LOWBIT_INLINE void look_up_129(__m512i codes, __m512i signs, __m512i out[2]) const {
+    put_together(codes, bytes_of_two(_mm512_test_epi8_mask(codes, codes), high[0], codes, high[1]), signs, out);
+  }
+
+ private:
+  LOWBIT_INLINE void put_together(__m512i codes, __m512i magnitude, __m512i signs, __m512i out[2]) const {
+    const __m512i bottom = bytes_of_two(low[0], codes, low[1]);
     const __m512i top = _mm512_ternarylogic_epi32(magnitude, signs, _mm512_set1_epi8(-128), 0xf8);
-    out[0] = bytes_of_two(bottom, _mm512_load_si512(pairs[0]), top);
-    out[1] = bytes_of_two(bottom, _mm512_load_si512(pairs[1]), top);
+    out[0] = bytes_of_two(bottom, pairs[0], top);
+    out[1] = bytes_of_two(bottom, pairs[1], top);
   }
 };
 
@@ -52,53 +66,76 @@ class bf16_decoder<Recipe, Unit, Offset, Depth> {
   static constexpr int order(int i) { return i % 16 * 4 + i / 16; }
 
   explicit bf16_decoder(const packed_view& weights)
-      : w(weights), magnitudes([&](int i) { return bf16_bits(w.format->values[i]); }, [](int d) { return d; }) {
-    for (int i = 0; i < 32; ++i) tops[i] = static_cast<uint16_t>(2 * i + 1);
-  }
+      : w(weights),
+        magnitudes(
+            [&](int i) {
+              return bf16_bits(Recipe != recipe::linear ? w.format->values[i] : static_cast<float>(i ? i : 128));
+            },
+            [](int d) { return d; }) {}
 
-  int64_t direct_rows() const { return Recipe == recipe::linear ? 6 : w.shape.groups == 1 ? 16 : 8; }
+  int64_t direct_rows() const { return Recipe == recipe::linear ? 4 : w.shape.groups == 1 ? 16 : 8; }
 
   void begin(int64_t panel, int64_t column, int64_t columns) {
     run_scales<avx512_vectors, Unit, Offset>(w, panel, column, columns, scales, offsets);
     lines = w.codes + w.shape.block_offset(panel, column / block_k);
-    for (int64_t i = 0; Recipe == recipe::linear && i * Unit < columns; ++i)
+    for (int64_t i = 0; Recipe == recipe::linear && w.zero_points && i * Unit < columns; ++i)
       _mm512_store_ps(offsets[i], _mm512_add_ps(_mm512_load_ps(offsets[i]), _mm512_set1_ps(0x1p15f + 128)));
   }
 
   template <class F>
   LOWBIT_INLINE void with_rows(const F& f) const {
-    f(*this);
-  }
-  LOWBIT_INLINE void row(int64_t block, int r, __m512i* out) const {
-    const uint8_t* line = lines + (block * panel_rows + r) * line_bytes;
-    prefetch_codes(line);
-    const __m512i codes = _mm512_loadu_si512(line);
     if constexpr (Recipe == recipe::linear)
-      integers(codes, _mm512_set1_ps(offsets[block * block_k / Unit][r]), out);
-    else
-      magnitudes.look_up(codes, codes, out);
+      if (w.zero_points) return f(rows<true>{lines, magnitudes, offsets});
+    f(rows<false>{lines, magnitudes, offsets});
   }
 
   // The scales of 16 rows from a column of the depth on.
   const float* scales_at(int64_t column) const { return scales[column / Unit]; }
 
  private:
+  template <bool ZeroPoints>
+  struct rows {
+    const uint8_t* lines;
+    byte_tables magnitudes;
+    const float (*offsets)[panel_rows];
+
+    LOWBIT_INLINE const uint8_t* line(int64_t block, int r) const {
+      return lines + (block * panel_rows + r) * line_bytes;
+    }
+    LOWBIT_INLINE void row(int64_t block, int r, __m512i* out) const {
+      const __m512i codes = _mm512_loadu_si512(line(block, r));
+      if constexpr (ZeroPoints) {
+        integers(codes, _mm512_set1_ps(offsets[block * block_k / Unit][r]), out);
+      } else if constexpr (Recipe == recipe::linear) {
+        const __m512i value = _mm512_xor_si512(codes, _mm512_set1_epi8(-128));
+        magnitudes.look_up_129(_mm512_abs_epi8(value), value, out);
+      } else {
+        magnitudes.look_up(codes, codes, out);
+      }
+    }
+  };
+
   const packed_view& w;
   const uint8_t* lines = nullptr;
   byte_tables magnitudes;
-  alignas(64) uint16_t tops[32];
   alignas(64) float scales[Depth / Unit][panel_rows];
   alignas(64) float offsets[Offset == offset::none ? 1 : Depth / Unit][panel_rows];
 
   // A byte of every dword becomes the fraction of 2^15 + code in fp32. Less 2^15 + 128 + zero point, its top 16 bits
   // are all of it.
-  LOWBIT_INLINE void integers(__m512i codes, __m512 zero, __m512i* out) const {
+  LOWBIT_INLINE static void integers(__m512i codes, __m512 zero, __m512i* out) {
+    alignas(64) static constexpr struct top_words {
+      uint16_t of[32];
+      constexpr top_words() : of() {
+        for (int i = 0; i < 32; ++i) of[i] = static_cast<uint16_t>(2 * i + 1);
+      }
+    } tops;
     const auto value = [&](int c) __attribute__((always_inline)) {
       const __m512i from = _mm512_add_epi8(_mm512_set4_epi32(0x0c00, 0x0800, 0x0400, 0), _mm512_set1_epi32(c << 8));
       const __m512i code = _mm512_mask_shuffle_epi8(_mm512_set1_epi32(0x47000000), 0x2222222222222222, codes, from);
       return _mm512_castps_si512(_mm512_sub_ps(_mm512_castsi512_ps(code), zero));
     };
-    const __m512i top_words = _mm512_load_si512(tops);
+    const __m512i top_words = _mm512_load_si512(tops.of);
     out[0] = _mm512_permutex2var_epi16(value(0), top_words, value(1));
     out[1] = _mm512_permutex2var_epi16(value(2), top_words, value(3));
   }
@@ -151,10 +188,10 @@ class bf16_decoder<Recipe, Unit, Offset, Depth> {
   template <class F>
   LOWBIT_INLINE void with_rows(const F& f) const {
     if constexpr (in_turns)
-      if (by_exponent) return f(rows<way::exponent>{*this});
+      if (by_exponent) return f(rows<way::exponent>{*this, magnitudes});
     if constexpr (Recipe == recipe::minifloat)
-      if (!one_factor) return f(rows<way::two_factors>{*this});
-    f(rows<way::factor>{*this});
+      if (!one_factor) return f(rows<way::two_factors>{*this, magnitudes});
+    f(rows<way::factor>{*this, magnitudes});
   }
 
  private:
@@ -167,14 +204,16 @@ class bf16_decoder<Recipe, Unit, Offset, Depth> {
   template <way Way>
   struct rows {
     const bf16_decoder& of;
+    byte_tables magnitudes;
 
+    LOWBIT_INLINE const uint8_t* line(int64_t block, int r) const {
+      return of.lines + (block * panel_rows + r) * line_bytes;
+    }
     LOWBIT_INLINE void row(int64_t block, int r, __m512i* out) const {
-      const uint8_t* line = of.lines + (block * panel_rows + r) * line_bytes;
-      prefetch_codes(line);
-      __m512i codes = _mm512_loadu_si512(line);
+      __m512i codes = _mm512_loadu_si512(line(block, r));
       if constexpr (Way == way::exponent) {
         // -0 has no sign: the subtraction leaves zeros alone, not the sign above one.
-        of.magnitudes.look_up(codes, _mm512_subs_epu8(codes, _mm512_set1_epi8(1)), out);
+        magnitudes.look_up(codes, _mm512_subs_epu8(codes, _mm512_set1_epi8(1)), out);
         const __m512i by = _mm512_set1_epi64(of.lowered[block][r]);
         out[0] = _mm512_subs_epu16(out[0], by);
         out[1] = _mm512_subs_epu16(out[1], by);

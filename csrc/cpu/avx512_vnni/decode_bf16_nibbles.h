@@ -60,10 +60,11 @@ class bf16_decoder<recipe::lut16, Unit, Offset, Depth> {
   struct rows {
     const bf16_decoder& of;
 
+    LOWBIT_INLINE const uint8_t* line(int64_t block, int r) const {
+      return of.lines + (block * panel_rows + r) * line_bytes;
+    }
     LOWBIT_INLINE void row(int64_t block, int r, __m512i* out) const {
-      const uint8_t* line = of.lines + (block * panel_rows + r) * line_bytes;
-      prefetch_codes(line);
-      const __m512i codes = _mm512_loadu_si512(line);
+      const __m512i codes = _mm512_loadu_si512(line(block, r));
       const table first = of.template table_at<ByScale>(2 * block, r);
       const table second = Unit == 128 ? first : of.template table_at<ByScale>(2 * block + 1, r);
       if constexpr (groups == 1) {  // a lookup of 16 entries, twice, reads four bits

@@ -12,7 +12,7 @@ namespace {
 // Asks for packed bytes two pages beyond a line: the hardware's own prefetch stops at the end of a 4 KB page. Into L2:
 // L1 has room for fewer reads on the way (one core of Zen 4, int8 weights: 25 GB/s, into L1 12 GB/s). A hint may lie
 // past the weight: it reads nothing.
-LOWBIT_INLINE void prefetch_codes(const uint8_t* line) { __builtin_prefetch(line + 8192, 0, 2); }
+LOWBIT_INLINE void prefetch_codes(const uint8_t* line, int64_t ahead = 8192) { __builtin_prefetch(line + ahead, 0, 2); }
 
 template <auto Value>
 struct constant {
@@ -120,6 +120,20 @@ inline void run_scales(const packed_view& w, int64_t panel, int64_t column, int6
     }
   }
   for (; i < units; ++i) copy(i - 1, i);  // past K
+}
+
+// Asks for what run_scales will read: a line or a few that no stream of codes brings along.
+inline void prefetch_scales(const packed_view& w, int64_t panel, int64_t column, int64_t columns) {
+  const packed_shape& s = w.shape;
+  const int64_t first = s.group_of_column(column), last = s.group_of_column(column + columns - 1);
+  const int64_t from = s.scale_index(panel * panel_rows, first), count = (last - first + 1) * panel_rows;
+  const auto ask = [&](const void* data, int64_t size) {
+    const uint8_t* bytes = static_cast<const uint8_t*>(data) + from * size;
+    for (int64_t i = 0; data && i < count * size; i += line_bytes) __builtin_prefetch(bytes + i, 0, 2);
+  };
+  ask(w.scales, dtype_bytes(w.scale_dtype));
+  ask(w.zero_points, 1);
+  ask(w.mins, dtype_bytes(w.scale_dtype));
 }
 
 // f(recipe, unit, offset) as constants: what decides how a weight is decoded. Unit 128, where A asks for it: groups end
