@@ -271,9 +271,10 @@ def _matches(
         names = ", ".join(repr(target) for target in unused)
         raise ValueError(f"target {names} matches no module of {type(model).__name__}")
     if not found:
+        quantized = sum(isinstance(module, Linear) for module in model.modules())
         raise ValueError(
             f"no torch.nn.Linear of {type(model).__name__} matches {[target for target, _ in schemes]} without "
-            f"matching {ignore}"
+            f"matching {ignore}" + (f" ({quantized} layers are quantized already)" if quantized else "")
         )
     return found
 
