@@ -45,9 +45,8 @@ lowbit_status explain_cuda(const lowbit_problem& problem, visitor visit, void* c
   const char* no_device = nullptr;  // why no kernel can run
   if (problem.arch == 0) {
     if (cuda::current_device_info(&device)) no_device = last_error();
-  } else if (!cuda::typical_device(problem.arch, &device)) {
-    return fail(LOWBIT_INVALID_VALUE, "nothing is known of devices of compute capability %d.%d", problem.arch / 10,
-                problem.arch % 10);
+  } else if (const lowbit_status status = cuda::typical_device(problem.arch, &device)) {
+    return status;
   }
   cuda::gemm_problem p{};
   p.w.format = &format_at(problem.format);

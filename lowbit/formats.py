@@ -154,8 +154,8 @@ def get(name: str) -> Format:
 
 
 def describe_shape(shape: tuple[int, ...]) -> str:
-    """``(4096, 11008)`` -> ``"4096 x 11008"``."""
-    return " x ".join(map(str, shape)) if shape else "a scalar"
+    """``(4096, 11008)`` -> ``"4096 x 11008"``, ``(4096,)`` -> ``"[4096]"``."""
+    return f"[{shape[0]}]" if len(shape) == 1 else " x ".join(map(str, shape)) if shape else "a scalar"
 
 
 def num_groups(shape: tuple[int, int], group: tuple[int, int]) -> tuple[int, int]:

@@ -14,6 +14,9 @@ from lowbit._load import core
 from lowbit.quantizers.scheme import Scheme
 from lowbit.tensor import QuantizedTensor
 
+# What x may be: floats, or quantized already where its scale is static.
+_ACTIVATIONS = ("float32", "float16", "bfloat16", "int8", "float8_e4m3fn")
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -106,6 +109,8 @@ def explain(
     if m < 0 or n < 1 or k < 1:
         raise ValueError(f"m = {m}, n = {n}, k = {k}: m must be at least 0, n and k at least 1")
     dtype = x_dtype if isinstance(x_dtype, str) else formats.dtype_name(x_dtype)
+    if dtype not in _ACTIVATIONS:
+        raise ValueError(f"x_dtype is {dtype!r}: it must be one of {', '.join(_ACTIVATIONS)}")
     family = scheme.family_on(where)
     rows = core().explain(
         family,
@@ -155,8 +160,14 @@ def summary() -> str:
     c = core()
     lines = ["lowbit " + c.version()]
     lines += [f"  {name:<11}{value}" for name, value in versions().items() if name != "lowbit"]
-    build = {name: value for name, value in c.build_info().items() if value and name != "version"}
-    lines.append("  built with " + ", ".join(f"{name} {value}" for name, value in build.items()))
+    build = c.build_info()
+    built = [build["compiler"]]
+    built += (
+        [f"torch {build['torch']} (works with {build['torch_floor']} and later)"] if build["torch"] else ["no torch"]
+    )
+    built += [f"the {build['sanitize']} sanitizers"] if build["sanitize"] else []
+    built += ["CUDA emulated"] if build["emulated"] else []
+    lines.append(f"  {'built with':<11}{', '.join(built)}")
     lines += ["", f"CPU: {' '.join(c.cpu_features())}", "CPU levels, worst first:"]
     for isa in c.cpu_isas():
         state = "in use" if isa["name"] == c.cpu_isa() else "supported" if isa["supported"] else "not on this machine"
@@ -175,6 +186,7 @@ def summary() -> str:
         block = "any group" + (" of one row" if fmt.block_n == 1 else "")
         block = f"blocks of {fmt.block_n} x {fmt.block_k}" if fmt.block_k else block
         also = (", zero points" if fmt.zero_point else "") + (", global scale" if fmt.global_scale else "")
+        also += (", minima" if fmt.minimum else "") + (", scales of two levels" if fmt.super_groups else "")
         lines.append(f"  {fmt.name:<12}{fmt.bits} bits, {block}, {fmt.scale_dtype or 'float'} scales{also}")
     kernels = c.kernels()
     runnable = sum(1 for kernel in kernels if kernel["runnable"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -150,7 +150,7 @@ def quantize_(
     shared = _shared_parameters(model, {id(module) for _, module, _ in matches})
 
     made: dict[int, Linear] = {}  # by id of the float layer
-    quantized: dict[tuple[int, Scheme], tuple[str, QuantizedTensor, float]] = {}  # by id of the float weight
+    quantized: _Quantized = {}
     rows = []
     elements = sum(module.weight.numel() for _, module, _ in matches)
     with _ProgressBar(elements, progress) as bar:
@@ -161,35 +161,8 @@ def quantize_(
                 continue
             bar.describe(name)
             try:
-                scale, zero_point = _input_scale(name, layer_scheme, input_scales or {})
-                key = (id(module.weight), layer_scheme)
-                note = ""
-                if module.weight.is_meta:
-                    replacement = Linear.from_float(
-                        module, layer_scheme, input_scale=scale, input_zero_point=zero_point
-                    )
-                    row = _row(name, module, layer_scheme, note="on the meta device")
-                else:
-                    first = key not in quantized
-                    if first:
-                        tensor = quantize(module.weight, layer_scheme)
-                        error = relative_error(module.weight, tensor)
-                        tensor.pack()
-                        quantized[key] = name, tensor, error
-                    owner, tensor, error = quantized[key]
-                    if not first:
-                        note = f"tied with {owner}"
-                    elif id(module.weight) in shared:
-                        note = f"was tied with {shared[id(module.weight)]}, which stays as it is"
-                    replacement = Linear.from_quantized(
-                        tensor,
-                        layer_scheme,
-                        module.bias,
-                        dtype=module.weight.dtype,
-                        input_scale=scale,
-                        input_zero_point=zero_point,
-                    )
-                    row = _row(name, module, layer_scheme, tensor, error, first, note)
+                scales = _input_scale(name, layer_scheme, input_scales or {})
+                replacement, row = _replacement(name, module, layer_scheme, scales, quantized, shared)
             except (TypeError, ValueError) as problem:
                 raise type(problem)(f"{name}: {problem}") from problem
             _adopt(replacement, module)
@@ -203,6 +176,43 @@ def quantize_(
             if child is not None and id(child) in made:
                 parent._modules[child_name] = made[id(child)]
     return Report(tuple(rows))
+
+
+# By the id of the float weight and its scheme: the first layer that has it, the weight quantized, its error.
+_Quantized: TypeAlias = dict[tuple[int, Scheme], tuple[str, QuantizedTensor, float]]
+
+
+def _replacement(
+    name: str,
+    module: nn.Linear,
+    scheme: Scheme,
+    input_scale: tuple[Any, Any],
+    quantized: _Quantized,
+    shared: Mapping[int, str],
+) -> tuple[Linear, LayerReport]:
+    """The layer quantized, and its line; a weight that ``quantized`` has already is shared with its owner."""
+    scale, zero_point = input_scale
+    if module.weight.is_meta:
+        layer = Linear.from_float(module, scheme, input_scale=scale, input_zero_point=zero_point)
+        return layer, _row(name, module, scheme, note="on the meta device")
+    key = (id(module.weight), scheme)
+    first = key not in quantized
+    if first:
+        tensor = quantize(module.weight, scheme)
+        error = relative_error(module.weight, tensor)
+        tensor.pack()
+        quantized[key] = name, tensor, error
+    owner, tensor, error = quantized[key]
+    note = ""
+    if not first:
+        note = f"tied with {owner}"
+    elif id(module.weight) in shared:
+        note = f"was tied with {shared[id(module.weight)]}, which stays as it is"
+    dtype = module.weight.dtype
+    layer = Linear.from_quantized(
+        tensor, scheme, module.bias, dtype=dtype, input_scale=scale, input_zero_point=zero_point
+    )
+    return layer, _row(name, module, scheme, tensor, error, first, note)
 
 
 def match_name(name: str, target: str) -> bool:
@@ -271,9 +281,10 @@ def _matches(
         names = ", ".join(repr(target) for target in unused)
         raise ValueError(f"target {names} matches no module of {type(model).__name__}")
     if not found:
+        quantized = sum(isinstance(module, Linear) for module in model.modules())
         raise ValueError(
             f"no torch.nn.Linear of {type(model).__name__} matches {[target for target, _ in schemes]} without "
-            f"matching {ignore}"
+            f"matching {ignore}" + (f" ({quantized} layers are quantized already)" if quantized else "")
         )
     return found
 

@@ -7,6 +7,7 @@
 
 #include "cuda/device.h"
 #include "gemm/quantize.h"
+#include "gemm/status.h"
 
 namespace lowbit::cuda {
 
@@ -121,7 +122,7 @@ int kernel_dtype(lowbit_family family, int x_dtype) {
   return x_dtype == LOWBIT_F32 ? LOWBIT_BF16 : x_dtype;
 }
 
-bool typical_device(int arch, device_info* info) {
+lowbit_status typical_device(int arch, device_info* info) {
   // SMs and L2 of the data center chip of each kind; shared memory: CUDA C++ Programming Guide, "Technical
   // specifications per compute capability".
   static constexpr device_info known[] = {
@@ -129,12 +130,18 @@ bool typical_device(int arch, device_info* info) {
       {89, 142, 99 << 10, 96 << 20},    {90, 132, 227 << 10, 50 << 20},  {100, 148, 227 << 10, 126 << 20},
       {103, 148, 227 << 10, 126 << 20}, {120, 188, 99 << 10, 128 << 20}, {121, 48, 99 << 10, 24 << 20},
   };
+  char list[160] = "";
+  size_t used = 0;
   for (const device_info& d : known) {
-    if (d.arch != arch) continue;
-    *info = d;
-    return true;
+    if (d.arch == arch) {
+      *info = d;
+      return LOWBIT_OK;
+    }
+    used += static_cast<size_t>(
+        std::snprintf(list + used, sizeof list - used, "%s%d.%d", used ? ", " : "", d.arch / 10, d.arch % 10));
   }
-  return false;
+  return fail(LOWBIT_INVALID_VALUE, "nothing is known of devices of compute capability %d.%d: it must be one of %s",
+              arch / 10, arch % 10, list);
 }
 
 const char* arch_refusal(const kernel_row& row, const device_info& device) {

@@ -27,8 +27,8 @@ const device& usable_device(int index);
 
 // The calling thread's current device; null and a sentence where there is none.
 lowbit_status current_device_info(device_info* info);
-// What is known of a device of compute capability `arch` without having one: to explain choices. False: nothing.
-bool typical_device(int arch, device_info* info);
+// What is known of a device of compute capability `arch` without having one: to explain choices.
+lowbit_status typical_device(int arch, device_info* info);
 
 // The dtype in which activations reach the kernels of a family; others are rounded or quantized first.
 int kernel_dtype(lowbit_family family, int x_dtype);

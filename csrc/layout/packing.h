@@ -148,15 +148,15 @@ lowbit_status pack_as(const lowbit_weight& w, void* packed, size_t bytes, const 
 template <class Layout>
 struct read_before {
   packed_header header;
-  size_t bytes;
+  size_t bytes;  // of the whole; 0: nothing is known
   lowbit_weight w;
   typename Layout::shape shape;
 
   bool is(const void* packed, size_t size) const {
-    return size == bytes && !std::memcmp(packed, &header, sizeof header);
+    return bytes && size == bytes && !std::memcmp(packed, &header, sizeof header);
   }
   lowbit_status read(const void* packed, size_t size) {
-    bytes = 0;  // until all is well
+    bytes = 0;
     if (const lowbit_status status = read_header(packed, size, Layout::id, &w)) return status;
     const format_row& format = format_at(w.format);
     if (!Layout::holds(format.bits))

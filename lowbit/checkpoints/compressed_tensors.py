@@ -130,20 +130,10 @@ def read_weight(
         TypeError, ValueError: tensors of the wrong dtype or shape, or with values that cannot be.
     """
     reader = _Reader(tensors, name)
-    n, k = shape
     if "weight" in tensors and "weight_packed" in tensors:
         raise ValueError(f"{name}weight and {name}weight_packed: one of them is needed, not both")
     refuse_floating_point(tensors, name)
-    if fmt.zero_point and "weight_packed" in tensors:
-        codes = reader.take("weight_packed", torch.int32, (n, -(-k * fmt.bits // 32)))
-        codes = _bytes(codes)[:, : fmt.row_bytes(k)]
-        codes = _biased(codes).view(torch.int8) if fmt.bits == 8 else codes
-        reader.expect_shape(shape)
-    elif fmt.zero_point:
-        codes = reader.take("weight", torch.int8, shape)
-        codes = codes if fmt.bits == 8 else _codes_of_int8(codes, fmt, name)
-    else:
-        codes = reader.take("weight" if fmt.bits == 8 else "weight_packed", fmt.storage, (n, fmt.row_bytes(k)))
+    codes = _read_codes(reader, fmt, shape)
     groups = num_groups(shape, group)
     scales = reader.take("weight_scale", None, groups)
     zeros = None
@@ -190,6 +180,19 @@ def read_weight(
         )
     except (TypeError, ValueError) as error:
         raise type(error)(f"{name}weight: {error}") from None
+
+
+def _read_codes(reader: _Reader, fmt: Format, shape: tuple[int, int]) -> Tensor:
+    n, k = shape
+    if fmt.zero_point and "weight_packed" in reader.tensors:
+        codes = reader.take("weight_packed", torch.int32, (n, -(-k * fmt.bits // 32)))
+        codes = _bytes(codes)[:, : fmt.row_bytes(k)]
+        reader.expect_shape(shape)
+        return _biased(codes).view(torch.int8) if fmt.bits == 8 else codes
+    if fmt.zero_point:
+        codes = reader.take("weight", torch.int8, shape)
+        return codes if fmt.bits == 8 else _codes_of_int8(codes, fmt, reader.name)
+    return reader.take("weight" if fmt.bits == 8 else "weight_packed", fmt.storage, (n, fmt.row_bytes(k)))
 
 
 def _beside(fmt: Format) -> dict[str, str]:

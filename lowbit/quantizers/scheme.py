@@ -117,6 +117,8 @@ class Scheme:
         except KeyError:
             near = difflib.get_close_matches(name.upper(), PRESETS, n=3, cutoff=0.4)
             hint = f" (perhaps {' or '.join(near)}?)" if near else ""
+            if name in formats.table():
+                hint = f", which is a format (lowbit.Scheme({name!r}) is a scheme of it)"
             raise ValueError(f"scheme is {name!r}{hint}: it must be one of {', '.join(PRESETS)}") from None
         return Scheme(**{**preset, **_known(choices)})
 

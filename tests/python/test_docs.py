@@ -82,6 +82,20 @@ def test_the_packed_layout_example_runs():
     exec(compile(example, "packed_layout.md", "exec"), {})
 
 
+def test_the_checkpoint_recipes_run(tmp_path, monkeypatch, capsys):
+    for package in ("transformers", "safetensors"):
+        pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
+    namespace = {}  # a reader runs them one after another
+    for number, block in enumerate(blocks("checkpoints.md", "python"), 1):
+        exec(compile(block, f"checkpoints.md, Python block {number}", "exec"), namespace)
+    assert len(namespace["report"]) == 14
+    assert namespace["tokens"].shape == (1, 12)
+    x = namespace["torch"].randn(3, 256)
+    assert namespace["model"](x).equal(namespace["trained"](x))
+    capsys.readouterr()
+
+
 def test_the_format_example_compiles(tmp_path):
     compiler = shutil.which("c++")
     if not compiler:

@@ -232,7 +232,7 @@ X, Y = torch.randn(3, 320), torch.randn(3, 50)
         ({"multiply": 2.0}, TypeError, "multiply is a float"),
         ({"residual": Y.double()}, TypeError, "residual is float64"),
         ({"residual": Y[:1]}, ValueError, "residual is 1 x 50: it must be 3 x 50"),
-        ({"multiply": Y[0]}, ValueError, "multiply is 50: it must be 3 x 50"),
+        ({"multiply": Y[0]}, ValueError, r"multiply is \[50\]: it must be 3 x 50"),
         ({"multiply": Y[:, :1]}, ValueError, "multiply is 3 x 1"),
         ({"residual": Y.to("meta")}, ValueError, "residual is on meta, x on cpu"),
     ],

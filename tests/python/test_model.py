@@ -183,6 +183,13 @@ def test_refusals(arguments, error, message):
     same(model, before)
 
 
+def test_a_second_time_there_is_nothing_to_do():
+    model = nn.Sequential(nn.Linear(32, 16))
+    quantize_(model, "W4A16")
+    with pytest.raises(ValueError, match=r"no torch\.nn\.Linear .* \(1 layers are quantized already\)"):
+        quantize_(model, "W4A16")
+
+
 def test_what_is_no_model():
     with pytest.raises(TypeError, match="model is a str"):
         quantize_("model", "W4A16")

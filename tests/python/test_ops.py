@@ -417,7 +417,7 @@ BAD = [
     ({"x": X.to("meta")}, ValueError, "x is on meta, the weight on cpu"),
     ({"bias": 1.0}, TypeError, "bias is a float"),
     ({"bias": torch.zeros(24, dtype=torch.int32)}, TypeError, "bias is int32"),
-    ({"bias": torch.zeros(23)}, ValueError, r"bias is 23: it must be \[24\]"),
+    ({"bias": torch.zeros(23)}, ValueError, r"bias is \[23\]: it must be \[24\]"),
     ({"bias": torch.zeros(1, 24)}, ValueError, "bias is 1 x 24"),
     ({"bias": torch.zeros(24, device="meta")}, ValueError, "bias is on meta"),
     ({"weight": torch.zeros(24, 96)}, TypeError, "packed weight is float32: it must be uint8; lowbit.quantize makes"),

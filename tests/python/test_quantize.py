@@ -309,7 +309,7 @@ def test_not_finite_weights_are_refused(preset, dtype):
         ([[1.0]], TypeError, "weight is a list"),
         (torch.zeros(4, 4, dtype=torch.float64), TypeError, "weight is float64: it must be float32"),
         (torch.zeros(4, 4, dtype=torch.int8), TypeError, "weight is int8"),
-        (torch.zeros(4), ValueError, "weight is 4: it must be n x k"),
+        (torch.zeros(4), ValueError, r"weight is \[4\]: it must be n x k"),
         (torch.zeros(2, 3, 4), ValueError, "weight is 2 x 3 x 4"),
         (torch.zeros(0, 4), ValueError, "weight is 0 x 4"),
         (torch.zeros(4, 0), ValueError, "weight is 4 x 0"),

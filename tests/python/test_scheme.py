@@ -136,6 +136,8 @@ def test_unknown_presets_suggest():
         Scheme.preset("NVFP4")
     with pytest.raises(ValueError, match="W4A16, W4A16_ASYM"):
         Scheme.preset("zzzz")
+    with pytest.raises(ValueError, match=r"'int4', which is a format \(lowbit\.Scheme\('int4'\) is a scheme of it\)"):
+        Scheme.preset("int4")
     with pytest.raises(TypeError, match="scheme is a int"):
         Scheme.of(4)
 
