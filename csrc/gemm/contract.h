@@ -3,8 +3,8 @@
 //   weight_only   y[m][n] = to_y( fma(sum_k x[m][k] * W[n][k], global, bias[n]) )
 //                 W[n][k] = (value - zero_point) * scale + min in fp32, rounded once; `bf16` kernels round x once
 //                 more, to bf16, and W. Or kernels scale sums over value - zero_point, which is exact: `f32` ones of
-//                 x86 where a row of W has one scale, `bf16` ones in groups, too. Sums are fp32, in one order of K for
-//                 every m.
+//                 x86 where a row of W has one scale, those of AVX2 and `bf16` ones in groups of 128 columns or more,
+//                 too. Sums are fp32, in one order of K for every m.
 //                 |y - exact| <= (K + 2) eps32 sum|x W|, plus the rounding to y; `bf16` kernels add 2^-8 sum|x W| for
 //                 the rounding of W, as much again for that of float16 x, and take denormal bf16 for zero. Where sums
 //                 are scaled, sum_k |x (value - zero_point)| must be finite, too, and terms of it that are denormal

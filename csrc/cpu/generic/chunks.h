@@ -109,7 +109,7 @@ inline void run_scales(const packed_view& w, int64_t panel, int64_t column, int6
   };
   const int64_t units = (columns + Unit - 1) / Unit;
   int64_t group = s.group_of_column(column), i = 0;
-  if (Unit < chunk || s.span == Unit) {  // each unit is a group, one after the other
+  if (s.span == Unit) {  // each unit is a group, one after the other
     i = s.groups - group < units ? s.groups - group : units;
     put(group, 0, i);
   } else {

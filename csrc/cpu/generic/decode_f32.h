@@ -111,11 +111,15 @@ class f32_decoder {
     }
   }
 
+  // Whether registers are decoded to at all: tables of whole fp32 beside offsets, which no format has, are not compiled
+  // for it.
+  bool direct() const { return wide_is_direct || exact; }
+
   // f(form) as a constant, one for all of a panel's depth.
-  template <class F>
+  template <bool Direct, class F>
   LOWBIT_INLINE void with_form(const F& f) const {
     if constexpr (lut) {
-      if constexpr (!scales_table)
+      if constexpr (!scales_table && (!Direct || wide_is_direct))
         if (!exact) return f(constant<form::wide_tables>{});
       if constexpr (Offset == offset::none && many_tables)
         if (tables_scaled) return f(constant<form::scaled_tables>{});
@@ -150,7 +154,7 @@ class f32_decoder {
   }
   template <class F>
   LOWBIT_INLINE void row(int64_t block, int r, const F& f) const {
-    with_form([&](auto as) __attribute__((always_inline)) {
+    with_form<false>([&](auto as) __attribute__((always_inline)) {
 #pragma GCC unroll 4
       for (int s = 0; s < steps; ++s)
         step<as.value>(block, r, s, [&](int v, typename V::f32 weights) __attribute__((always_inline)) {
@@ -171,6 +175,7 @@ class f32_decoder {
   static constexpr int units_of_step = V::bytes > Unit ? V::bytes / Unit : 1;
   // One multiplication scales a table that fits a register.
   static constexpr bool scales_table = lut && V::lanes == 16 && Unit >= 64 && !scales_sums;
+  static constexpr bool wide_is_direct = !lut || scales_table || Offset == offset::none;
   static constexpr bool many_tables =
       lut && !scales_table && (Offset == offset::zero_point || (Offset == offset::none && Unit < 64));
 

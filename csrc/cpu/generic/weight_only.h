@@ -24,8 +24,9 @@ namespace {
 template <class A, class Decoder>
 bool direct_or_blocked(const gemm_problem& p, const typename A::element* x, int64_t begin, int64_t end);
 
-// fp32 on vectors V: x and W exact or rounded once, products and sums by fused multiply-add.
-template <class V>
+// fp32 on vectors V: x and W exact or rounded once, products and sums by fused multiply-add. Of `Recipes`, a mask: the
+// files that share them out compile side by side.
+template <class V, uint32_t Recipes = all_recipes>
 struct f32_arithmetic {
   using element = float;
   using vector = typename V::f32;
@@ -44,13 +45,14 @@ struct f32_arithmetic {
     return direct_or_blocked<f32_arithmetic, Decoder>(p, x, begin, end);
   }
 
-  static constexpr bool decodes(recipe) { return true; }
+  static constexpr bool decodes(recipe r) { return Recipes & bit(r); }
   static constexpr bool has_unit_128(recipe r) {
     return r == recipe::lut16 || r == recipe::linear || r == recipe::minifloat;
   }
   static constexpr bool scales_groups = V::scales_groups;
+  // Units of 64 are two of 32 where a step has no more: as fast, and a third less to compile.
   template <recipe Recipe, int Unit, offset Offset>
-  using decoder = f32_decoder<V, Recipe, Unit, Offset, depth>;
+  using decoder = f32_decoder<V, Recipe, Unit == 64 && V::bytes == 32 ? 32 : Unit, Offset, depth>;
 
   static sum zero() { return V::zero(); }
   static vector set1(float value) { return V::set1(value); }
@@ -193,7 +195,7 @@ inline void multiply_steps(const Decoder& w, const typename A::element* x, int64
 template <class A, class Decoder>
 inline void multiply_few(int64_t m, const Decoder& w, const typename A::element* x, int64_t x_stride,
                          const scale_runs<A>& runs, float* sums) {
-  w.with_form([&](auto as) {
+  w.template with_form<true>([&](auto as) {
     if (m == 1) return multiply_steps<A, 1, as.value>(w, x, x_stride, runs, sums);
     if (m == 2) return multiply_steps<A, 2, as.value>(w, x, x_stride, runs, sums);
     if (m <= 4) return multiply_steps<A, 4, as.value>(w, x, x_stride, runs, sums);
@@ -292,16 +294,16 @@ inline void multiply_block(int64_t m, const typename A::element* x, int64_t x_st
 template <class A, class Decoder>
 bool direct_or_blocked(const gemm_problem& p, const typename A::element* x, int64_t begin, int64_t end) {
   const packed_shape& s = p.w.shape;
-  const bool few = p.m <= A::direct_rows;
+  Decoder decoder(p.w);
+  const bool few = p.m <= A::direct_rows && decoder.direct();
   // More panels share a pass over x when there is much of it.
   const int64_t together = p.m >= 4 * A::mr ? A::panels_at_once : 1, width = together * panel_rows;
-  const int64_t m = few ? A::direct_rows : p.m;
+  const int64_t m = A::x_rows(p.m);
   decoded_block<A> block;
   block.elements = static_cast<typename A::element*>(
       scratch(scratch_slot::panel, few ? 0 : static_cast<size_t>(width * row_pitch<A>) * sizeof(typename A::element)));
   auto* sums = static_cast<float*>(scratch(scratch_slot::sums, static_cast<size_t>(m * width) * sizeof(float)));
   if ((!block.elements && !few) || !sums) return false;
-  Decoder decoder(p.w);
   for (int64_t panel = begin; panel < end; panel += together) {
     const int64_t panels = end - panel < together ? end - panel : together;
     std::memset(sums, 0, static_cast<size_t>(m * width) * sizeof(float));
