@@ -101,6 +101,27 @@ TEST(products_of_slabs_are_within_the_stated_bound) {
   });
 }
 
+// Columns by which kernels go on to another depth of K, rows of W and of x by which to another few panels.
+TEST(products_of_several_depths_are_within_the_stated_bound) {
+  for_each_runnable_kernel(LOWBIT_WEIGHT_ONLY, [](const lowbit::kernel_row& row) {
+    random_source random(18);
+    int turn = 0;
+    for (const char* format : all_formats) {
+      if (!takes(row, format)) continue;
+      for (const int64_t m : {1, 4, 8, 26}) {
+        constexpr int64_t columns[] = {1024, 1090, 2048, 2250, 3100};
+        if (++turn % 4 && sanitized) continue;
+        const canonical_weight w =
+            random_weight(options_of(format, turn % 3 ? 34 : 150, columns[turn % 5], random), random);
+        multiplication c(w, m, random_float_dtype(row, random), random);
+        CHECK_EQ(c.run(row), LOWBIT_OK);
+        check_against_double(row, w, c);
+        c.check_gaps(row);
+      }
+    }
+  });
+}
+
 // Weights that are finite under scales whose products with others of the format's values are not.
 TEST(padding_is_finite_under_the_largest_scales) {
   for_each_runnable_kernel(LOWBIT_WEIGHT_ONLY, [](const lowbit::kernel_row& row) {

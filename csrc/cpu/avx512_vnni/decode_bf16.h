@@ -6,8 +6,10 @@
 // A decoder of a panel has
 //
 //   begin(panel, column, columns)   what those columns need of scales and zero points
-//   with_rows(f)                    f(rows), `rows` the fastest way that these columns allow: rows.row(block, r, out)
-//                                   decodes line r of a block of block_k columns to block_k / 32 registers
+//   with_rows(f)                    f(rows), `rows` the fastest way that these columns allow: rows.line(block, r) is
+//                                   line r of a block of block_k columns, rows.row(block, r, out) decodes it to
+//                                   block_k / 32 registers. What all lines need is in `rows` by value: registers, in a
+//                                   loop that has a copy
 //   order(i)                        which column of a chunk its i-th element is
 //   direct_rows()                   rows of x up to which decoding again is faster than from memory (measured on Zen 4)
 #pragma once

@@ -35,7 +35,7 @@ struct byte_tables {
   LOWBIT_INLINE void look_up(__m512i codes, __m512i signs, __m512i out[2]) const {
     put_together(codes, bytes_of_two(high[0], codes, high[1]), signs, out);
   }
-  // Entry 0 is that of 128, and a code of 0 is zero.
+  // Magnitudes 0 .. 128: entry 0 is that of 128, and 0 is zero.
   LOWBIT_INLINE void look_up_129(__m512i codes, __m512i signs, __m512i out[2]) const {
     put_together(codes, bytes_of_two(_mm512_test_epi8_mask(codes, codes), high[0], codes, high[1]), signs, out);
   }
@@ -56,7 +56,8 @@ LOWBIT_INLINE uint16_t bf16_bits(float value) {
 // ---- values ----
 
 // Groups that end at multiples of 128 columns: value - zero point, which bf16 holds exactly; sums get the scales.
-// (Weights would take a multiplication for 16 codes. 4-bit codes get their scale with the table.)
+// (Weights would take a multiplication for 16 codes. 4-bit codes get their scale with the table.) Integers without zero
+// points are magnitudes by table, too: 8.8 cycles a line at m = 1, by arithmetic 11.3.
 template <recipe Recipe, int Unit, offset Offset, int64_t Depth>
   requires(Unit == 128 && Recipe != recipe::lut16)
 class bf16_decoder<Recipe, Unit, Offset, Depth> {
@@ -66,12 +67,7 @@ class bf16_decoder<Recipe, Unit, Offset, Depth> {
   static constexpr int order(int i) { return i % 16 * 4 + i / 16; }
 
   explicit bf16_decoder(const packed_view& weights)
-      : w(weights),
-        magnitudes(
-            [&](int i) {
-              return bf16_bits(Recipe != recipe::linear ? w.format->values[i] : static_cast<float>(i ? i : 128));
-            },
-            [](int d) { return d; }) {}
+      : w(weights), magnitudes([&](int i) { return bf16_bits(magnitude(i)); }, [](int d) { return d; }) {}
 
   int64_t direct_rows() const { return Recipe == recipe::linear ? 4 : w.shape.groups == 1 ? 16 : 8; }
 
@@ -93,6 +89,11 @@ class bf16_decoder<Recipe, Unit, Offset, Depth> {
   const float* scales_at(int64_t column) const { return scales[column / Unit]; }
 
  private:
+  float magnitude(int i) const {
+    if (Recipe == recipe::linear) return static_cast<float>(i ? i : 128);
+    return w.format->values[i];
+  }
+
   template <bool ZeroPoints>
   struct rows {
     const uint8_t* lines;
