@@ -2,9 +2,8 @@
 //
 //   W       a panel x bf16_depth columns of codes: decoded to registers again for every pass over x, or to memory first
 //           when there are more than decoder.direct_rows() rows of x
-//   pass    rows of x by 16 rows of W, one vector of partial sums for each pair of rows: 16 of them at a time.
-//   Decoding:
-//           up to 8 rows of x by two or more of W. From memory: 4 by 4
+//   pass    rows of x by 16 rows of W, one vector of partial sums for each pair of rows, 16 of them at a time: decoding,
+//           up to 8 rows of x by two or more of W; from memory, 4 by 4
 //
 // Zen 4: products take the floating-point pipes 0 and 1, a cycle each. What decodes a line (shifts, permutations)
 // shares pipe 1, so that 4 permutations cost some 4 cycles beside 8 products, 7 beside none. Loads are one a cycle,
@@ -217,8 +216,8 @@ LOWBIT_INLINE void gather_sums(const float* sums, int i, float out[panel_rows]) 
       out, _mm512_castpd_ps(_mm512_setr_pd(pair(0), pair(2), pair(4), pair(6), pair(8), pair(10), pair(12), pair(14))));
 }
 
-// f(first row, rows as a constant) for each pass: 1, 2, 4, 6 or 8 rows of x, up to Most, shared out evenly. 10 are 4
-// + 6.
+// f(first row, rows as a constant) for each pass: 1, 2, 4, 6 or 8 rows of x, up to Most, shared out evenly (10 are 4
+// and 6).
 template <int Most, class F>
 LOWBIT_INLINE void for_each_pass(int64_t m, const F& f) {
   if constexpr (Most > 4)
