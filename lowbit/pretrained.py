@@ -20,8 +20,8 @@ def load_pretrained(model: nn.Module, directory: str | os.PathLike[str]) -> Repo
     """Puts a checkpoint that llm-compressor or ``save_pretrained`` wrote into a model of float layers.
 
     The layers that the checkpoint has quantized become ``lowbit.nn.Linear``; their weights run as they are stored.
-    All else is loaded as ``load_state_dict`` does, into the model's own dtypes. On an error the model is as it was. With
-    transformers, ``AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory))`` makes such a model.
+    All else is loaded as ``load_state_dict`` does, into the model's own dtypes. On an error the model is as it was.
+    With transformers, ``AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory))`` makes such a model.
 
     Args:
         model: its modules' names are those of the checkpoint's tensors. Layers that are replaced may be on the meta
