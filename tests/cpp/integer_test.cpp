@@ -174,6 +174,31 @@ TEST(any_number_of_rows_meets_any_groups) {
   });
 }
 
+// Every number of rows that a tile takes, and how rows are shared out to more tiles than one; groups of whole lines, of
+// all of K and of more than one run.
+TEST(every_tile_of_rows) {
+  for_each_runnable_kernel(LOWBIT_INTEGER, [](const lowbit::kernel_row& row) {
+    random_source random(39);
+    std::vector<int64_t> rows = {47, 48, 49, 127, 128, 129, 130};
+    for (int64_t m = 1; m <= 38; ++m) rows.push_back(m);
+    for (const char* format : {"int4", "int8", "int6"}) {
+      if (!takes(row, format)) continue;
+      for (const int64_t m : rows) {
+        if (sanitized && m % 5 != 3) continue;
+        const int64_t k = random.of({int64_t{384}, int64_t{640}, int64_t{1300}});
+        const int64_t group_k = random.of({int64_t{64}, int64_t{128}, int64_t{256}, int64_t{640}, k});
+        const canonical_weight w =
+            random_weight({format, 33, k, 1, group_k, LOWBIT_BF16, random.below(2) != 0}, random);
+        multiplication c(w, m, any_dtype(row, random), random);
+        choose_activation(c, random);
+        CHECK_EQ(c.run(row), LOWBIT_OK);
+        check_bits(row, w, c);
+        c.check_gaps(row);
+      }
+    }
+  });
+}
+
 TEST(one_hot_activations_give_decoded_weights) {
   for_each_runnable_kernel(LOWBIT_INTEGER, [](const lowbit::kernel_row& row) {
     random_source random(32);

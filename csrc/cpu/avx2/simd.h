@@ -16,7 +16,7 @@ struct avx2_vectors {
   static constexpr int mr = 3, nr = 4, mr_integer = 6, nr_integer = 16;
   template <int Bits>
   static constexpr int integer_few = 4;
-  static constexpr int integer_rows = 4;
+  static constexpr int integer_lanes = 0, integer_rows = 4;
   static constexpr int direct_sums = 8;
   static constexpr int64_t panels_at_once = 4;
   static constexpr bool scales_groups = true;

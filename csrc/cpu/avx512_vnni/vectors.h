@@ -13,10 +13,11 @@ struct avx512_vectors {
   static constexpr int lanes = 16;
   // 24 sums + 6 of x + 1 of W of 32 registers.
   static constexpr int mr = 6, nr = 4, mr_integer = 6, nr_integer = 64;
-  // Zen 4, 2048 x 4096, one thread, m = 64 and 256: int4 3.0 and 12.4 ms, with lines transposed to memory 3.2 and 12.0;
-  // int8 3.0 and 12.1 ms, 3.2 and 11.1.
   template <int Bits>
-  static constexpr int integer_few = 128;
+  static constexpr int integer_few = Bits == 4 ? 24 : 32;
+  // Zen 4, 2048 x 4096, one thread, m = 64 and 256: int4 3.0 and 12.4 ms, with lines transposed to memory 3.2 and 12.0;
+  // int8 2.8 and 12.1, and 3.2 and 10.8.
+  static constexpr int integer_lanes = 128;
   static constexpr int integer_rows = 12;  // 12 sums + 16 transposed lines + 1 decoded of 32 registers
   static constexpr int direct_sums = 24;
   static constexpr int64_t panels_at_once = 4;

@@ -50,7 +50,7 @@ lowbit_status integer_of(const gemm_problem& p) {
   if (out_of_memory) return fail(LOWBIT_OUT_OF_MEMORY, "no memory for a row of activations");
   const integer_operands operands(p, segments, x);
   parallel_for(p.parallel, s.panels, [&](int64_t begin, int64_t end) {
-    if (p.m <= V::template integer_few<Bits>)
+    if (integer_few_call<V, Bits>::takes(p.m, segments))
       integer_few_call<V, Bits>(operands).run(begin, end);
     else if (!integer_many_call<V, Bits>(operands).run(begin, end))
       __atomic_store_n(&out_of_memory, true, __ATOMIC_RELAXED);

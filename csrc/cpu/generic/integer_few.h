@@ -1,7 +1,7 @@
 // integer for few rows of x: exact dot products straight from packed lines.
 //
 //   tile    a panel of W x some rows of x x a piece of K: up to quad_tile rows in quads (integer_quads.h), up to
-//           V::integer_rows in lanes (integer_lanes.h)
+//           V::integer_rows in lanes (integer_lanes.h), which take whole lines
 //   run     the columns whose lines stay in L1 for the next tile of rows
 #pragma once
 
@@ -11,7 +11,7 @@
 namespace lowbit::cpu {
 namespace {
 
-// M rows of x by a panel, one after the other row of y in memory.
+// M rows of x by a panel.
 template <class V, int Bits, int M>
 class few_tile {
  public:
@@ -124,8 +124,12 @@ class few_tile {
 template <class V, int Bits>
 class integer_few_call {
  public:
+  static bool takes(int64_t m, const integer_segments& s) {
+    return m <= V::template integer_few<Bits> || (m <= V::integer_lanes && whole_lines<Bits>(s));
+  }
+
   explicit integer_few_call(const integer_operands& operands)
-      : o(operands), tiles(ceil_div(o.x.rows, o.segments.span % lines_k<Bits> ? quad_tile : V::integer_rows)) {
+      : o(operands), tiles(ceil_div(o.x.rows, whole_lines<Bits>(o.segments) ? V::integer_rows : quad_tile)) {
     for (int64_t t = 0; t < tiles; ++t) first_row[t] = round_up(ceil_div(o.x.rows * t, tiles), quad_tile);
     first_row[tiles] = o.x.rows;
   }
@@ -135,14 +139,17 @@ class integer_few_call {
   }
 
  private:
+  static constexpr int64_t most_rows =
+      V::template integer_few<Bits> > V::integer_lanes ? V::template integer_few<Bits> : V::integer_lanes;
+
   const integer_operands& o;
-  // Rows of x are shared out evenly to tiles. Lanes take whole lines.
+  // Rows of x are shared out evenly to tiles, by fours: on Zen 4, 8 and 12 cost least a row.
   const int64_t tiles;
-  int64_t first_row[V::template integer_few<Bits> / quad_tile + 2];
+  int64_t first_row[most_rows / quad_tile + 2];
 
   void multiply_panel(int64_t panel) const {
-    alignas(64) int32_t exact[(V::template integer_few<Bits> + 1) * panel_rows];
-    alignas(64) float y[(V::template integer_few<Bits> + 1) * panel_rows];
+    alignas(64) int32_t exact[(most_rows + 1) * panel_rows];
+    alignas(64) float y[(most_rows + 1) * panel_rows];
     alignas(64) uint8_t room[Bits == joined ? integer_run::columns / chunk * panel_rows * line_bytes : 1];
     segment_scales scales[integer_run::most];
     std::memset(y, 0, static_cast<size_t>(o.x.rows) * sizeof(float) * panel_rows);

@@ -1,5 +1,5 @@
-// Exact sums of more rows of x: 16 lines of W are transposed in registers, and every 4 columns of x, a dword, meet those
-// of 16 rows of W.
+// Exact sums of more rows of x: 16 lines of W are transposed in registers, and every 4 columns of x, a dword, meet
+// those of 16 rows of W.
 #pragma once
 
 #include "cpu/generic/integer_operands.h"
@@ -30,10 +30,11 @@ class lane_sums {
       for (int half = 0; half < (Bits == 4 ? 2 : 1); ++half, at += V::lanes)
 #pragma GCC unroll 16
         for (int i = 0; i < V::lanes; ++i) {
-          const typename V::i32 codes = Bits != 4 ? bytes[i] : half ? V::high_nibbles(bytes[i]) : V::low_nibbles(bytes[i]);
+          const typename V::i32 codes = Bits != 4 ? bytes[i]
+                                        : half    ? V::high_nibbles(bytes[i])
+                                                  : V::low_nibbles(bytes[i]);
 #pragma GCC unroll 16
-          for (int m = 0; m < M; ++m)
-            sums_[m] = V::dot_dword(sums_[m], codes, q_[m / 3] + m % 3 * stride_ + at + i);
+          for (int m = 0; m < M; ++m) sums_[m] = V::dot_dword(sums_[m], codes, q_[m / 3] + m % 3 * stride_ + at + i);
         }
     }
   }

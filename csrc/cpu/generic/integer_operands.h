@@ -18,9 +18,7 @@ struct integer_operands {
   integer_operands(const gemm_problem& problem, const integer_segments& s, const quantized_matrix& activations)
       : p(problem), w(problem.w), segments(s), x(activations), ones(x.rows > p.m), zeros(has_zeros(p)) {}
 
-  static bool has_zeros(const gemm_problem& p) {
-    return p.w.zero_points || p.activation != LOWBIT_DYNAMIC_SYMMETRIC;
-  }
+  static bool has_zeros(const gemm_problem& p) { return p.w.zero_points || p.activation != LOWBIT_DYNAMIC_SYMMETRIC; }
 };
 
 // ---- pieces of K ----
@@ -35,7 +33,7 @@ struct integer_piece {
 // wider ones fill it.
 struct integer_run {
   static constexpr int most = 8;
-  static constexpr int64_t columns = 512;
+  static constexpr int64_t columns = 1024;
   int64_t begin, end, count;
   integer_piece pieces[most];
 
@@ -68,6 +66,12 @@ LOWBIT_INLINE void with_count(int64_t count, const F& f) {
 // Columns of the 16 lines of a panel that lie side by side.
 template <int Bits>
 constexpr int64_t lines_k = Bits == 4 ? 2 * chunk : chunk;
+
+// Whether segments end where lines do.
+template <int Bits>
+LOWBIT_INLINE bool whole_lines(const integer_segments& s) {
+  return s.span % lines_k<Bits> == 0;
+}
 
 // Narrow codes of a chunk of a panel to 16 lines of bytes.
 template <class V>

@@ -1,6 +1,7 @@
-// Exact sums of few rows of x, straight from packed lines. V::lanes 32-bit numbers are quads of four, each a quarter of a
-// line's 64 bytes: V::load_quads collects 16 columns of 2 or 4 rows of W to a register, and 16 columns of x meet all of
-// them. Sums stay in quads, which are added up at the end of a segment: half the shuffles that transposing lines takes.
+// Exact sums of few rows of x, straight from packed lines. V::lanes 32-bit numbers are quads of four, each a quarter of
+// a line's 64 bytes: V::load_quads collects 16 columns of 2 or 4 rows of W to a register, and 16 columns of x meet all
+// of them. Sums stay in quads, which are added up at the end of a segment: half the shuffles that transposing lines
+// takes.
 #pragma once
 
 #include "cpu/generic/integer_operands.h"
