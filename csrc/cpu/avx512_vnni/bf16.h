@@ -2,7 +2,7 @@
 //
 //   W       a panel x bf16_depth columns of codes: decoded to registers again for every pass over x, or to memory first
 //           when there are more than decoder.direct_rows() rows of x
-//   pass    rows of x by 16 rows of W, one vector of partial sums for each pair of rows, 16 of them at a time: decoding,
+//   pass    rows of x by 16 rows of W, a vector of partial sums for each pair of rows, 16 of them at a time: decoding,
 //           up to 8 rows of x by two or more of W; from memory, 4 by 4
 //
 // Zen 4: products take the floating-point pipes 0 and 1, a cycle each. What decodes a line (shifts, permutations)
