@@ -17,6 +17,8 @@ struct avx2_vectors {
   template <int Bits>
   static constexpr int integer_few = 4;
   static constexpr int integer_lanes = 0, integer_rows = 4;
+  // Some rows of W after the others: 8 KB of int8, so that prefetch_codes asks for a line one pass before its use.
+  static constexpr int64_t integer_columns = 512;
   static constexpr int direct_sums = 8;
   static constexpr int64_t panels_at_once = 4;
   static constexpr bool scales_groups = true;

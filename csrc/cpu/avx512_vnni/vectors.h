@@ -18,6 +18,7 @@ struct avx512_vectors {
   // Zen 4, 2048 x 4096, one thread, m = 64 and 256: int4 3.0 and 12.4 ms, with lines transposed to memory 3.2 and 12.0;
   // int8 2.8 and 12.1, and 3.2 and 10.8.
   static constexpr int integer_lanes = 128;
+  static constexpr int64_t integer_columns = 1024;
   static constexpr int integer_rows = 12;  // 12 sums + 16 transposed lines + 1 decoded of 32 registers
   static constexpr int direct_sums = 24;
   static constexpr int64_t panels_at_once = 4;

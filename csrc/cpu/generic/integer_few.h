@@ -150,11 +150,11 @@ class integer_few_call {
   void multiply_panel(int64_t panel) const {
     alignas(64) int32_t exact[(most_rows + 1) * panel_rows];
     alignas(64) float y[(most_rows + 1) * panel_rows];
-    alignas(64) uint8_t room[Bits == joined ? integer_run::columns / chunk * panel_rows * line_bytes : 1];
+    alignas(64) uint8_t room[Bits == joined ? V::integer_columns / chunk * panel_rows * line_bytes : 1];
     segment_scales scales[integer_run::most];
     std::memset(y, 0, static_cast<size_t>(o.x.rows) * sizeof(float) * panel_rows);
     for (int64_t column = 0, segment = 0; column < o.segments.last;) {
-      const integer_run run(o.segments, column, segment);
+      const integer_run run(o.segments, column, segment, V::integer_columns);
       for (int64_t i = 0; i < run.count; ++i)
         if (run.pieces[i].last) begin_segment<V>(o.w, panel, o.segments.group_of(run.pieces[i].segment), scales[i]);
       for (int64_t at = run.begin / chunk * chunk; Bits == joined && at < run.end; at += chunk)

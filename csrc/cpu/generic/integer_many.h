@@ -121,7 +121,7 @@ class integer_many_call {
 
   // Panels [begin, end) of y; false: no memory.
   bool run(int64_t begin, int64_t end) const {
-    auto* codes = static_cast<int32_t*>(scratch(scratch_slot::panel, integer_run::columns * parts * width));
+    auto* codes = static_cast<int32_t*>(scratch(scratch_slot::panel, V::integer_columns * parts * width));
     auto* exact =
         static_cast<int32_t*>(scratch(scratch_slot::sums, static_cast<size_t>(2 * o.x.rows * width) * sizeof(int32_t)));
     if (!codes || !exact) return false;
@@ -131,7 +131,7 @@ class integer_many_call {
       const int64_t panels = end - panel < panels_of_tile ? end - panel : panels_of_tile;
       std::memset(y, 0, static_cast<size_t>(o.p.m * width) * sizeof(float));
       for (int64_t column = 0, segment = 0; column < o.segments.last;) {
-        const integer_run run(o.segments, column, segment);
+        const integer_run run(o.segments, column, segment, V::integer_columns);
         for (int64_t i = 0; i < panels; ++i) {
           spread(panel + i, column, run.end - column, codes + i * panel_rows);
           for (int64_t s = 0; s < run.count; ++s)

@@ -33,11 +33,11 @@ struct integer_piece {
 // wider ones fill it.
 struct integer_run {
   static constexpr int most = 8;
-  static constexpr int64_t columns = 1024;
   int64_t begin, end, count;
   integer_piece pieces[most];
 
-  integer_run(const integer_segments& segments, int64_t column, int64_t segment)
+  // At most `columns` of them.
+  integer_run(const integer_segments& segments, int64_t column, int64_t segment, int64_t columns)
       : begin(column), end(column), count(0) {
     const int64_t to = segments.last - column < columns ? segments.last : column + columns;
     for (; end < to && count < most; ++segment, ++count) {
