@@ -122,6 +122,23 @@ TEST(products_of_several_depths_are_within_the_stated_bound) {
   });
 }
 
+// Rows of x by which kernels go over W once more.
+TEST(products_of_hundreds_of_rows_are_within_the_stated_bound) {
+  for_each_runnable_kernel(LOWBIT_WEIGHT_ONLY, [](const lowbit::kernel_row& row) {
+    random_source random(19);
+    for (const char* format : {"int4", "fp8_e4m3"}) {
+      if (!takes(row, format)) continue;
+      for (const int64_t m : {256, 257, 513}) {
+        const canonical_weight w = random_weight(options_of(format, 18, 1090, random), random);
+        multiplication c(w, m, random_float_dtype(row, random), random);
+        CHECK_EQ(c.run(row), LOWBIT_OK);
+        check_against_double(row, w, c);
+        c.check_gaps(row);
+      }
+    }
+  });
+}
+
 // Weights that are finite under scales whose products with others of the format's values are not.
 TEST(padding_is_finite_under_the_largest_scales) {
   for_each_runnable_kernel(LOWBIT_WEIGHT_ONLY, [](const lowbit::kernel_row& row) {

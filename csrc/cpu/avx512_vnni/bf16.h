@@ -278,18 +278,26 @@ struct bf16_arithmetic {
   template <class Decoder>
   static bool panels(const gemm_problem& p, const element* x, int64_t begin, int64_t end) {
     Decoder decoder(p.w);
-    return p.m <= decoder.direct_rows() ? panels<8>(p, x, begin, end, decoder) : panels<4>(p, x, begin, end, decoder);
+    if (p.m <= decoder.direct_rows()) return panels<8>(p, x, 0, p.m, begin, end, decoder);
+    for (int64_t m = 0; m < p.m; m += rows_in_l2)
+      if (!panels<4>(p, x, m, p.m - m < rows_in_l2 ? p.m - m : rows_in_l2, begin, end, decoder)) return false;
+    return true;
   }
 
  private:
-  // By passes of up to Most rows of x: 8 where every pass decodes W, 4 where it is decoded to memory. Of these, more
-  // panels share a depth of x, in L2, and lines of y.
+  // Of x, whose depth then stays in L2 while all panels meet it. W is decoded again for the next ones: m = 1024 takes
+  // 86 ms instead of 94 (fp8, 4096 x 4096, two threads).
+  static constexpr int64_t rows_in_l2 = 256;
+
+  // Rows [m, m + count_m) by passes of up to Most: 8 where every pass decodes W, 4 where it is decoded to memory. Of
+  // these, more panels share a depth of x, in L2, and lines of y.
   template <int Most, class Decoder>
-  static bool panels(const gemm_problem& p, const element* x, int64_t begin, int64_t end, Decoder& decoder) {
+  static bool panels(const gemm_problem& p, const element* x, int64_t m, int64_t count_m, int64_t begin, int64_t end,
+                     Decoder& decoder) {
     constexpr bool direct = Most == 8;
     constexpr int64_t together = direct ? 1 : 8;
     const packed_shape& s = p.w.shape;
-    const int64_t rows = x_rows(p.m), panel_sums = rows * panel_rows;
+    const int64_t rows = x_rows(p.m), panel_sums = round_up(count_m, 2) * panel_rows;
     const size_t bytes = static_cast<size_t>(together * panel_sums) * sizeof(float);
     auto* sums = static_cast<float*>(scratch(scratch_slot::sums, bytes));
     const decoded_rows<Decoder> decoded{static_cast<uint16_t*>(
@@ -300,7 +308,7 @@ struct bf16_arithmetic {
       std::memset(sums, 0, bytes);
       for (int64_t column = 0; column < s.k_packed; column += bf16_depth) {
         const int64_t columns = s.k_packed - column < bf16_depth ? s.k_packed - column : bf16_depth;
-        const element* x_of_depth = x + column / bf16_depth * rows * bf16_x_pitch;
+        const element* x_of_depth = x + (column / bf16_depth * rows + m) * bf16_x_pitch;
         const depth_runs runs(decoder, s, column, columns);
         for (int64_t i = 0; i < count; ++i) {
           const bool last = i + 1 == count, ends = last && column + bf16_depth >= s.k_packed;
@@ -314,14 +322,14 @@ struct bf16_arithmetic {
           };
           if constexpr (direct) {
             decoder.with_rows([&](const auto& w) {
-              for_each_pass<Most>(p.m, [&](int64_t first, auto of_pass) { multiply(w, first, of_pass); });
+              for_each_pass<Most>(count_m, [&](int64_t first, auto of_pass) { multiply(w, first, of_pass); });
             });
           } else {
             decoder.with_rows([&](const auto& w) { decoded.decode(w, columns); });
             asking_rows<Decoder> asking{decoded,
                                         p.w.codes + s.block_offset(next_panel, next_column / Decoder::block_k)};
             int64_t halves = 2;
-            for_each_pass<Most>(p.m, [&](int64_t first, auto of_pass) {
+            for_each_pass<Most>(count_m, [&](int64_t first, auto of_pass) {
               if (!halves) return multiply(decoded, first, of_pass);
               multiply(asking, first, of_pass);
               asking.asked += asking.half(columns), --halves;
@@ -329,13 +337,13 @@ struct bf16_arithmetic {
           }
         }
       }
-      for_each_pass<Most>(p.m, [&](int64_t first, auto of_pass) {
-        for (int64_t row = first; row < first + of_pass.value && row < p.m; ++row)
+      for_each_pass<Most>(count_m, [&](int64_t first, auto of_pass) {
+        for (int64_t row = first; row < first + of_pass.value && row < count_m; ++row)
           for (int64_t i = 0; i < count; ++i) {
             float of_row[panel_rows];
             gather_sums<of_pass.value>(sums + i * panel_sums + first * panel_rows, static_cast<int>(row - first),
                                        of_row);
-            store_row(p, of_row, row, (panel + i) * panel_rows, p.w.global_scale);
+            store_row(p, of_row, m + row, (panel + i) * panel_rows, p.w.global_scale);
           }
       });
     }
