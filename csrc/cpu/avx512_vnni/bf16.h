@@ -27,10 +27,7 @@ constexpr int64_t bf16_x_pitch = bf16_depth + bf16_width;
 
 // ---- runs ----
 
-constexpr int64_t run_unit = 128;  // columns: a run begins at a multiple
-
-// Decoders with `scales_sums` leave the scale to the sums. Those of a depth then come in runs of columns that share
-// one. Other decoders have one run.
+// Decoders with `scales_sums` leave the scale to the sums, which come in runs (end_of_run). Others have one run.
 template <class Decoder>
 struct depth_runs {
   struct run {
@@ -44,8 +41,7 @@ struct depth_runs {
     run* out = runs;
     for (int64_t at = 0; at < columns; ++out) {
       if constexpr (Decoder::scales_sums) out->scales = decoder.scales_at(at);
-      const int64_t group = s.group_of_column(column + at), next = (group + 1) * s.span - column;
-      at = Decoder::scales_sums && group + 1 < s.groups && next < columns ? next : columns;
+      at = end_of_run(s, column, columns, Decoder::scales_sums, at);
       out->end = at / Decoder::block_k;
     }
     last = out;

@@ -107,20 +107,22 @@ struct f32_arithmetic {
 
 // ---- runs ----
 
-// The runs of columns of a depth that share a scale: where each ends, in columns from the first of the depth. One
-// where scales are not left to sums.
+constexpr int64_t run_unit = 128;  // columns: a run begins at a multiple
+
+// Of a depth from `column` on, `columns` wide: where the run that begins at `at` ends, in columns from the first.
+// Columns of a run share a scale; where scales are not left to sums, there is one run.
+LOWBIT_INLINE int64_t end_of_run(const packed_shape& s, int64_t column, int64_t columns, bool scales_sums, int64_t at) {
+  const int64_t group = s.group_of_column(column + at), next = (group + 1) * s.span - column;
+  return scales_sums && group + 1 < s.groups && next < columns ? next : columns;
+}
+
+// The runs of a depth.
 template <class A>
 struct scale_runs {
-  static constexpr int64_t unit = 128;  // columns: a run begins at a multiple
-
-  int64_t count = 0, end[A::depth / unit];
+  int64_t count = 0, end[A::depth / run_unit];
 
   scale_runs(const packed_shape& s, int64_t column, int64_t columns, bool scales_sums) {
-    for (int64_t at = 0; at < columns; ++count) {
-      const int64_t group = s.group_of_column(column + at), next = (group + 1) * s.span - column;
-      at = scales_sums && group + 1 < s.groups && next < columns ? next : columns;
-      end[count] = at;
-    }
+    for (int64_t at = 0; at < columns; ++count) end[count] = at = end_of_run(s, column, columns, scales_sums, at);
   }
   int64_t begin(int64_t run) const { return run ? end[run - 1] : 0; }
 };
@@ -214,7 +216,7 @@ template <class A>
 struct decoded_block {
   typename A::element* elements;  // [rows][row_pitch]
   int64_t rows;
-  float scales[A::depth / scale_runs<A>::unit][A::panels_at_once * panel_rows];
+  float scales[A::depth / run_unit][A::panels_at_once * panel_rows];
 };
 
 // The decoder's panel to 16 rows of the block, `first` and up.
