@@ -91,8 +91,6 @@ def _read_group(group: Any, default_format: Any) -> Scheme:
     name = f"int{bits}"
     if kind == "float":
         fits = [name for name, (stored, _) in _FLOATS.items() if stored == layout and formats.get(name).bits == bits]
-        if layout == "float-quantized" and bits == 8:
-            fits = ["fp8_e4m3"]
         if not fits:
             raise ValueError(f"weights are floats of {bits} bits stored as {layout!r}: lowbit has no such format")
         name = fits[0]

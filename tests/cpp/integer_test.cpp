@@ -101,6 +101,15 @@ lowbit_dtype any_dtype(const lowbit::kernel_row& row, random_source& random) {
   }
 }
 
+// m rows of random x, quantized in any way: every bit of the product, and nothing else is written.
+void check_product(const lowbit::kernel_row& row, const canonical_weight& w, int64_t m, random_source& random) {
+  multiplication c(w, m, any_dtype(row, random), random);
+  choose_activation(c, random);
+  CHECK_EQ(c.run(row), LOWBIT_OK);
+  check_bits(row, w, c);
+  c.check_gaps(row);
+}
+
 }  // namespace
 
 TEST(products_have_the_contracts_bits) {
@@ -118,11 +127,7 @@ TEST(products_have_the_contracts_bits) {
           ++turn;
           if (sanitized && turn % 7) return;
           const canonical_weight w = random_weight(options_of(format, n, k, random), random);
-          multiplication c(w, m, any_dtype(row, random), random);
-          choose_activation(c, random);
-          CHECK_EQ(c.run(row), LOWBIT_OK);
-          check_bits(row, w, c);
-          c.check_gaps(row);
+          check_product(row, w, m, random);
         });
       }
     }
@@ -140,11 +145,7 @@ TEST(products_of_slabs_have_the_contracts_bits) {
         const int64_t group_k = random.of({int64_t{32}, int64_t{64}, int64_t{128}, int64_t{192}, int64_t{256},
                                            int64_t{320}, int64_t{4096}, int64_t{4160}, k});
         const canonical_weight w = random_weight({format, n, k, 1, group_k, LOWBIT_F16, ++turn % 2 == 0}, random);
-        multiplication c(w, m, any_dtype(row, random), random);
-        choose_activation(c, random);
-        CHECK_EQ(c.run(row), LOWBIT_OK);
-        check_bits(row, w, c);
-        c.check_gaps(row);
+        check_product(row, w, m, random);
       }
     });
   });
@@ -163,11 +164,7 @@ TEST(any_number_of_rows_meets_any_groups) {
           const int64_t k = 1094 + random.below(7);
           const canonical_weight w =
               random_weight({format, 17, k, 1, group_k, LOWBIT_F32, random.below(2) != 0}, random);
-          multiplication c(w, m, any_dtype(row, random), random);
-          choose_activation(c, random);
-          CHECK_EQ(c.run(row), LOWBIT_OK);
-          check_bits(row, w, c);
-          c.check_gaps(row);
+          check_product(row, w, m, random);
         }
       }
     }
@@ -189,11 +186,7 @@ TEST(every_tile_of_rows) {
         const int64_t group_k = random.of({int64_t{64}, int64_t{128}, int64_t{256}, int64_t{640}, k});
         const canonical_weight w =
             random_weight({format, 33, k, 1, group_k, LOWBIT_BF16, random.below(2) != 0}, random);
-        multiplication c(w, m, any_dtype(row, random), random);
-        choose_activation(c, random);
-        CHECK_EQ(c.run(row), LOWBIT_OK);
-        check_bits(row, w, c);
-        c.check_gaps(row);
+        check_product(row, w, m, random);
       }
     }
   });

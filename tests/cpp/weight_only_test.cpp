@@ -64,6 +64,14 @@ float value_of(int dtype, float x) {
   return lowbit::load_as_f32(&out, 0, dtype);
 }
 
+// m rows of random x: the product is within the bound, and nothing else is written.
+void check_product(const lowbit::kernel_row& row, const canonical_weight& w, int64_t m, random_source& random) {
+  multiplication c(w, m, random_float_dtype(row, random), random);
+  CHECK_EQ(c.run(row), LOWBIT_OK);
+  check_against_double(row, w, c);
+  c.check_gaps(row);
+}
+
 }  // namespace
 
 TEST(products_are_within_the_stated_bound) {
@@ -76,10 +84,7 @@ TEST(products_are_within_the_stated_bound) {
         ++turn;
         if (sanitized && turn % 9) return;
         const canonical_weight w = random_weight(options_of(format, n, k, random), random);
-        multiplication c(w, m, random_float_dtype(row, random), random);
-        CHECK_EQ(c.run(row), LOWBIT_OK);
-        check_against_double(row, w, c);
-        c.check_gaps(row);
+        check_product(row, w, m, random);
       });
     }
   });
@@ -93,10 +98,7 @@ TEST(products_of_slabs_are_within_the_stated_bound) {
     for_each_slab_shape([&](int64_t m, int64_t n, int64_t k) {
       constexpr const char* formats[] = {"int4", "int8", "fp8_e4m3", "nvfp4"};
       const canonical_weight w = random_weight(options_of(formats[++turn % 4], n, k, random), random);
-      multiplication c(w, m, random_float_dtype(row, random), random);
-      CHECK_EQ(c.run(row), LOWBIT_OK);
-      check_against_double(row, w, c);
-      c.check_gaps(row);
+      check_product(row, w, m, random);
     });
   });
 }
@@ -113,10 +115,7 @@ TEST(products_of_several_depths_are_within_the_stated_bound) {
         if (++turn % 4 && sanitized) continue;
         const canonical_weight w =
             random_weight(options_of(format, turn % 3 ? 34 : 150, columns[turn % 5], random), random);
-        multiplication c(w, m, random_float_dtype(row, random), random);
-        CHECK_EQ(c.run(row), LOWBIT_OK);
-        check_against_double(row, w, c);
-        c.check_gaps(row);
+        check_product(row, w, m, random);
       }
     }
   });
@@ -130,10 +129,7 @@ TEST(products_of_hundreds_of_rows_are_within_the_stated_bound) {
       if (!takes(row, format)) continue;
       for (const int64_t m : {256, 257, 513}) {
         const canonical_weight w = random_weight(options_of(format, 18, 1090, random), random);
-        multiplication c(w, m, random_float_dtype(row, random), random);
-        CHECK_EQ(c.run(row), LOWBIT_OK);
-        check_against_double(row, w, c);
-        c.check_gaps(row);
+        check_product(row, w, m, random);
       }
     }
   });

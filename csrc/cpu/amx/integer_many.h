@@ -126,7 +126,6 @@ class integer_many {
     carried = slabs ? static_cast<uint8_t*>(scratch(scratch_slot::sums, 2 * sum_bytes)) : nullptr;
     if (!decoded || (slabs && !carried)) return false;
     scales = reinterpret_cast<segment_scales*>(decoded + tile_bytes);
-    waiting = carried + sum_bytes;
     return true;
   }
 
@@ -164,7 +163,8 @@ class integer_many {
     for (int64_t round = 0; round < rounds; ++round, sums += 4) {
       const int64_t tile = r.tile + 2 * round;
       int32_t* exact = pieces ? reinterpret_cast<int32_t*>(carried) + sums * 256 : nullptr;
-      float* scaled = slabs && axis.segments() > 1 ? reinterpret_cast<float*>(waiting) + sums * 256 : nullptr;
+      float* scaled =
+          slabs && axis.segments() > 1 ? reinterpret_cast<float*>(carried) + (waiting_sums + sums) * 256 : nullptr;
       pair_lookahead next{};
       if (!weights.decoded() && w.panel + 2 < r.end)
         next = {{weights.packed_tiles(w.panel + 2, w.step), weights.packed_tiles(w.panel + 3, w.step)},
@@ -189,8 +189,7 @@ class integer_many {
   int64_t m_tiles;             // of a slab of x
   uint8_t* decoded = nullptr;  // tiles of two panels
   segment_scales* scales = nullptr;
-  uint8_t* carried = nullptr;  // exact sums of segments that go on
-  uint8_t* waiting = nullptr;  // scaled ones
+  uint8_t* carried = nullptr;  // exact sums of segments that go on; behind them, scaled ones
 };
 
 }  // namespace
